@@ -1,0 +1,152 @@
+"""A run's folder: its name, who may write in it, and what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+import Checkpoint
+from Hparams.Compose import flatten
+from Utils import Args
+
+# what a run makes in its folder; overwrite=true removes these and nothing else
+ARTEFACTS = (
+    'config.yaml',
+    '.config.yaml',
+    'train.csv',
+    'eval.csv',
+    'test.csv',
+    *(Checkpoint.NEWEST, Checkpoint.PREVIOUS, Checkpoint.TEMPORARY, Checkpoint.RETIRING),
+    'nonfinite.pt',
+    'tensorboard/events.out.tfevents.*',
+    'videos/*.mp4',
+    'replay/layout.json',
+    'replay/*.bin',
+    'replay/*.tmp',
+    'replay/writer.lock',
+)
+
+
+def run_folder(args: Args, overrides: str = '') -> Path:
+    """<root>/<experiment>/<Agent>/<suite>/<task>_<seed>; in a multirun with the other overrides behind."""
+    agent = '+'.join([args.agent_name.removeprefix('Agents.'), *args.plugs])
+    leaf = f'{safe(args.task_name)}_{args.seed}' + (f'__{distinct(overrides)}' if overrides else '')
+    return Path(args.root) / safe(args.experiment) / safe(agent) / args.suite / leaf
+
+
+def safe(name: str) -> str:
+    """A file name: what a shell or a file system would stumble over becomes `-`."""
+    return re.sub(r'[^A-Za-z0-9._+=,()-]+', '-', name)
+
+
+def distinct(name: str) -> str:
+    """A file name that no other name has: a checksum stands behind one that had to be changed or cut."""
+    short = safe(name)[:140]
+    return short if short == name else f'{short}-{zlib.crc32(name.encode()):08x}'
+
+
+class Folder:
+    """A run's folder. It is looked at now, and changed once `claim` is called: what a user got wrong in between leaves no trace.
+
+    Args:
+        path: of the run. An offline learner takes `<run>/offline`, so that it may share the run with a collector.
+        keep_replay: overwriting spares the replay.
+
+    Attributes:
+        resumed: the run that is there goes on.
+        replaces: the run that is there, or what is left of a start that was killed, makes room.
+
+    Raises:
+        ValueError: it holds a run and neither load nor overwrite was asked for, or another process is at work in it."""
+
+    def __init__(self, path: Path, *, load: bool, overwrite: bool, keep_replay: bool = False) -> None:
+        self.path, self.keep_replay = path, keep_replay
+        self.lock: IO[str] | None = None
+        self.made: list[Path] = []
+        holds_run = self.holds_run()
+        if holds_run and not (load or overwrite):
+            raise ValueError(f'{path} holds a run: load=true resumes it, overwrite=true replaces it, experiment=NAME starts another')
+        if load and not holds_run:
+            raise ValueError(f'load=true: no run in {path}; leave load=true out to start it, or choose its experiment, Agent, task and seed')
+        self.resumed, self.replaces = holds_run and load, not load and (holds_run or (path / '.lock').exists())
+        if (path / '.lock').exists():
+            self.take_lock()
+
+    def claim(self) -> None:
+        """Makes the folder, or makes room in it, for this process alone. Raises: ValueError: another process is at work in it."""
+        self.made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.take_lock()
+        if self.replaces:
+            self.clear()
+
+    def take_lock(self) -> None:
+        if self.lock is None:
+            self.lock = open(self.path / '.lock', 'a+')  # noqa: SIM115  held for the life of the process
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self.close()
+                raise ValueError(f'{self.path} is in use by another process: wait for it, or choose another experiment or seed') from None
+
+    def holds_run(self) -> bool:
+        return (self.path / 'config.yaml').exists()
+
+    def clear(self) -> None:
+        """Removes what a run made here; anything else stays."""
+        for pattern in ARTEFACTS:
+            if not (self.keep_replay and pattern.startswith('replay')):
+                for file in self.path.glob(pattern):
+                    if file.suffix != '.mp4' or file.stem.isdigit():  # <step>.mp4
+                        file.unlink()
+        for folder in ('tensorboard', 'videos', 'replay'):
+            with contextlib.suppress(OSError):  # a user's file is in it, or it is not there
+                (self.path / folder).rmdir()
+
+    def abandon(self) -> None:
+        """After a start that failed: no trace of it in a folder that held no run before."""
+        if self.lock is not None and not self.holds_run() and (self.made or self.replaces):
+            self.clear()
+            (self.path / '.lock').unlink(missing_ok=True)
+        self.close()
+        for folder in self.made:
+            with contextlib.suppress(OSError):  # another run has come into it
+                folder.rmdir()
+
+    def write_config(self, args: Args) -> None:
+        text = yaml.safe_dump(to_plain(args), sort_keys=False)
+        temporary = self.path / '.config.yaml'
+        temporary.write_text(text)
+        os.replace(temporary, self.path / 'config.yaml')
+
+    def changed(self, args: Args) -> list[str]:
+        """Settings that differ from those the run was started with: `lr: 0.0001 → 0.001`."""
+        try:
+            before = flatten(yaml.safe_load((self.path / 'config.yaml').read_text()) or {})
+        except (yaml.YAMLError, AttributeError, ValueError):
+            return [f'{self.path / "config.yaml"} cannot be read: the settings of the run that was begun are not known']
+        now = flatten(to_plain(args))
+        ignored = ('load', 'overwrite', 'train_steps', 'debug', 'logger', 'plotting', 'threads', 'env_threads', 'log_video', 'video')
+        return [
+            f'{key}: {before.get(key)} → {now.get(key)}'
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and key.split('.')[0] not in ignored
+        ]
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
+
+def to_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, (list, tuple)) else value

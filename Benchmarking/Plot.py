@@ -1,0 +1,528 @@
+"""Learning curves of finished and running runs: one panel per task, and one per suite with scores normalised.
+
+python -m Benchmarking.Plot                                  # everything
+python -m Benchmarking.Plot Exp1 Exp2 --tasks 'pong|qbert'   # patterns must match whole names
+"""
+
+import argparse
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from Benchmarking import replacing
+from Benchmarking.Statistics import STATISTICS, Interval, interval
+from Benchmarking.Table import SCORES, read_table
+
+ROOT = Path(__file__).parent
+RUN_NAME = re.compile(r'(?P<task>.+?)_(?P<seed>\d+)(?:__(?P<overrides>.*))?')  # <task>_<seed>, and in a multirun __<overrides>
+NAMED_ELSEWHERE = re.compile(r'(?:^|,)\+*(?:seed|task|Agent|experiment)=[^,]*')  # overrides that the other folders say already
+AXES = {'step': 'Agent steps', 'frame': 'Frames', 'time': 'Time'}
+GRID_POINTS = 200  # on which curves are compared whose evaluations do not fall on the same x
+PALETTE = (
+    '#0173b2',
+    '#de8f05',
+    '#029e73',
+    '#d55e00',
+    '#cc78bc',
+    '#ca9161',
+    '#7a52a8',
+    '#949494',
+    '#b8ad00',
+    '#56b4e9',
+)  # told apart by the colour-blind
+LINE_STYLES = ('-', '--', ':', '-.', (0, (5, 1, 1, 1, 1, 1)))
+STYLE: Any = {
+    'font.size': 10,
+    'axes.titlesize': 11,
+    'axes.titleweight': 'bold',
+    'axes.labelcolor': '#333333',
+    'axes.edgecolor': '#888888',
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.color': '#e4e4e4',
+    'xtick.color': '#555555',
+    'ytick.color': '#555555',
+    'legend.frameon': False,
+}
+
+HUMAN = {  # game: score of random play, score of a human. Source: 'Human-level control' protocol with no-op starts, the 26 games of Atari 100k
+    'Alien': (227.8, 7127.7),
+    'Amidar': (5.8, 1719.5),
+    'Assault': (222.4, 742.0),
+    'Asterix': (210.0, 8503.3),
+    'BankHeist': (14.2, 753.1),
+    'BattleZone': (2360.0, 37187.5),
+    'Boxing': (0.1, 12.1),
+    'Breakout': (1.7, 30.5),
+    'ChopperCommand': (811.0, 7387.8),
+    'CrazyClimber': (10780.5, 35829.4),
+    'DemonAttack': (152.1, 1971.0),
+    'Freeway': (0.0, 29.6),
+    'Frostbite': (65.2, 4334.7),
+    'Gopher': (257.6, 2412.5),
+    'Hero': (1027.0, 30826.4),
+    'Jamesbond': (29.0, 302.8),
+    'Kangaroo': (52.0, 3035.0),
+    'Krull': (1598.0, 2665.5),
+    'KungFuMaster': (258.5, 22736.3),
+    'MsPacman': (307.3, 6951.6),
+    'Pong': (-20.7, 14.6),
+    'PrivateEye': (24.9, 69571.3),
+    'Qbert': (163.9, 13455.0),
+    'RoadRunner': (11.5, 7845.0),
+    'Seaquest': (68.4, 42054.7),
+    'UpNDown': (533.4, 11693.2),
+}
+
+
+class NothingToPlot(ValueError):
+    """No run, or no evaluation yet, matches what was asked for."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The scores of one run. x: (n,) float64, increasing; y: (n,) float64, raw scores."""
+
+    experiment: str
+    agent: str
+    suite: str
+    task: str
+    seed: int
+    x: np.ndarray
+    y: np.ndarray
+    overrides: str = ''
+    reference: bool = False
+
+    @property
+    def label(self) -> str:
+        return f'{self.agent} ({self.experiment})' + (f' {self.overrides}' if self.overrides else '')
+
+
+Panel = dict[str, list[list[Curve]]]  # legend label -> per task, its runs
+
+
+def canonical(task: str) -> str:
+    """One spelling per task: `ALE/BattleZone-v5`, `battle_zone` and `battlezone` are the same game, `ball_in_cup_catch` is `cup_catch`."""
+    task = re.sub(r'(NoFrameskip|Deterministic)?-v\d+$', '', task.rsplit('/', 1)[-1])
+    return re.sub(r'[^a-z0-9]', '', task.lower()).removeprefix('ballin')
+
+
+def human_normalised(task: str, score: Any) -> Any:
+    """(score − random) / (human − random).
+
+    Args:
+        task: an Atari game in any spelling.
+        score: raw, full game, unclipped; number or array.
+
+    Returns:
+        0 at random play, 1 at human play; None if the table lacks the game.
+    """
+    bounds = {canonical(game): bounds for game, bounds in HUMAN.items()}.get(canonical(task))
+    return None if bounds is None else (score - bounds[0]) / (bounds[1] - bounds[0])
+
+
+def plot(
+    experiments: str | Sequence[str] | None = None,
+    *,
+    root: Path | str = ROOT,
+    out: Path | str | None = None,
+    agents: str | Sequence[str] | None = None,
+    suites: str | Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
+    steps: int | None = None,
+    x: str = 'step',
+    phase: str = 'eval',
+    metric: str | None = None,
+    statistic: str = 'mean',
+    reference: Path | str | None = None,
+    reference_agents: str | Sequence[str] | None = None,
+    tabular: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Draws `tasks.png` and `suites.png` from `<root>/<experiment>/<Agent>/<suite>/<task>_<seed>/<phase>.csv`.
+
+    Lines are the mean (or IQM) over seeds with its 95% bootstrap interval; nothing is smoothed. In `suites.png` Atari is human-normalised,
+    Classify in percent, DMC has the axis 0–1000, and suites without a common scale show a line per task.
+
+    Args:
+        experiments: names, or regular expressions that match whole names whatever the case; None takes all.
+        root: the folder of experiments.
+        out: where the figures go; by default `<root>/<experiment>/Plots` of the first experiment drawn.
+        agents: likewise.
+        suites: likewise.
+        tasks: likewise; a task is `pong` or `atari/pong`.
+        steps: leave out what lies beyond so many agent steps.
+        x: 'step' (agent steps), 'frame' (steps × action repeat) or 'time' (of the run, evaluation included).
+        phase: which CSV of a run.
+        metric: which column; by default the score.
+        statistic: 'mean' or 'iqm', over seeds and in suites over tasks.
+        reference: CSV of published curves with columns agent, task, seed, frame, episode_reward; drawn dashed over the tasks that are here.
+            It needs x='frame'.
+        reference_agents: which agents of that file.
+        tabular: also write `tabular.json`: scores at the last x that all seeds reached.
+        say: takes notes about what was left out.
+
+    Returns:
+        The files written, each replaced as a whole.
+
+    Raises:
+        NothingToPlot: nothing matches.
+        ValueError: an unknown axis or statistic, a bad pattern, or a reference asked for over agent steps or time.
+    """
+    _check(x, statistic, reference)
+    asked = {'experiments': experiments, 'agents': agents, 'suites': suites, 'tasks': tasks}
+    curves = load(root, asked, steps=steps, x=x, phase=phase, metric=metric)
+    folder = Path(out) if out is not None else Path(root) / curves[0].experiment / 'Plots'
+    if reference is not None:
+        curves += list(load_reference(Path(reference), curves, _patterns('reference_agents', reference_agents)))
+    by_task, by_suite, notes = _panels(curves)
+    for note in notes:
+        say(note)
+    written = [folder / 'tasks.png']
+    _draw(written[0], by_task, curves, x, statistic)
+    if by_suite:
+        written.append(folder / 'suites.png')
+        _draw(written[-1], by_suite, curves, x, statistic)
+    if tabular:
+        written.append(folder / 'tabular.json')
+        _write_table(written[-1], by_task, by_suite, x, statistic)
+    return written
+
+
+def load(
+    root: Path | str,
+    asked: Mapping[str, str | Sequence[str] | None],
+    *,
+    steps: int | None = None,
+    x: str = 'step',
+    phase: str = 'eval',
+    metric: str | None = None,
+) -> list[Curve]:
+    """Reads the runs that match, in the order of their paths.
+
+    Raises:
+        NothingToPlot: with what there is.
+    """
+    patterns = {name: _patterns(name, value) for name, value in asked.items()}
+    found_paths = sorted(
+        file for folder in ('', 'offline/') for file in Path(root).glob(f'*/*/*/*/{folder}{phase}.csv')
+    )  # a learner's is in offline/
+    paths = [(path, match) for path in found_paths if (match := RUN_NAME.fullmatch(path.relative_to(root).parts[3]))]
+    there: dict[str, set[str]] = {name: set() for name in asked}
+    curves, matching = [], 0
+    for path, match in paths:
+        experiment, agent, suite, _, *offline = path.relative_to(root).parts[:-1]
+        agent, task = agent.removeprefix('Agents.'), match['task']
+        names = {'experiments': (experiment,), 'agents': (agent,), 'suites': (suite,), 'tasks': (f'{suite}/{task}', task)}
+        for name in asked:
+            there[name].add(names[name][0])
+        if not all(_matches(patterns[name], names[name]) for name in asked):
+            continue
+        matching += 1
+        xs, ys = _read(path, suite, x, steps, metric)
+        if len(xs):
+            overrides = ' '.join(filter(None, [NAMED_ELSEWHERE.sub('', match['overrides'] or '').strip(','), *offline]))
+            curves.append(Curve(experiment, agent, suite, task, int(match['seed']), xs, ys, overrides))
+    if curves:
+        return curves
+    if matching:
+        raise NothingToPlot(f'{matching} run(s) match, but none has a score in {phase}.csv yet' + (f' in column {metric}' if metric else ''))
+    wanted = ', '.join(f'{name}={value!r}' for name, value in asked.items() if value is not None) or 'anything'
+    found = '; '.join(f'{name}: {", ".join(sorted(values)[:20])}' for name, values in there.items()) if paths else 'no runs at all'
+    raise NothingToPlot(f'no run under {root} matches {wanted}. There is {found}')
+
+
+def load_reference(path: Path, curves: Sequence[Curve], agents: Sequence[re.Pattern[str]] | None = None) -> Iterator[Curve]:
+    """Published curves of the tasks in `curves`, as far as those go.
+
+    Args:
+        path: CSV with columns agent, task (or game), seed, frame, episode_reward (or score).
+        curves: the runs they are drawn over, on x = frame.
+        agents: patterns of the agents to take; None takes all.
+
+    Raises:
+        ValueError: the file lacks a column.
+    """
+    ours = {canonical(curve.task): curve for curve in curves}
+    ends = {name: max(float(curve.x[-1]) for curve in curves if canonical(curve.task) == name) for name in ours}
+    runs: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
+    with open(path, newline='', encoding='utf-8') as file:
+        for row in csv.DictReader(file):
+            try:
+                task, score = row.get('task') or row['game'], row.get('episode_reward') or row['score']
+                agent, seed, point = row['agent'], int(row['seed']), (float(row['frame']), float(score))
+            except KeyError as error:
+                raise ValueError(f'reference={path} has no column {error}: expected agent, task, seed, frame, episode_reward') from error
+            if canonical(task) in ours and (agents is None or _matches(agents, (agent,))):
+                runs.setdefault((agent, canonical(task), seed), []).append(point)
+    for (agent, name, seed), points in sorted(runs.items()):
+        xs, ys = np.array(sorted(points)).T
+        shown = slice(0, int(np.searchsorted(xs, ends[name])) + 1)  # one point beyond the axis, so that the line reaches its end
+        yield replace(ours[name], experiment='reference', agent=agent, seed=seed, x=xs[shown], y=ys[shown], overrides='', reference=True)
+
+
+def summarise(tasks: Sequence[Sequence[Curve]], statistic: str = 'mean') -> tuple[np.ndarray, Interval]:
+    """A statistic over the runs of one or more tasks along a common x.
+
+    Runs that were evaluated at other x are interpolated there, within their own range; where a run has ended, the others go on without it.
+    Points where a task has no run at all are left out.
+
+    Args:
+        tasks: per task, its runs.
+        statistic: 'mean' or 'iqm'.
+
+    Returns:
+        x (P,) and the interval at each.
+    """
+    runs = [curve for task in tasks for curve in task]
+    grid = np.unique(np.concatenate([curve.x for curve in runs]))
+    if len(grid) > GRID_POINTS and any(len(curve.x) != len(grid) for curve in runs):
+        grid = np.linspace(grid[0], grid[-1], GRID_POINTS)
+    scores = [np.stack([np.interp(grid, curve.x, curve.y, left=np.nan, right=np.nan) for curve in task]) for task in tasks]
+    there = ~np.isnan(np.concatenate(scores))
+    whole = np.all([~np.isnan(task).all(0) for task in scores], axis=0)
+    if not whole.any():
+        return grid[:0], Interval(grid[:0], grid[:0], grid[:0])
+    grid, scores, there = grid[whole], [task[:, whole] for task in scores], there[:, whole]
+    starts = [0, *(np.flatnonzero((there[:, 1:] != there[:, :-1]).any(0)) + 1), len(grid)]  # between these the same runs are there
+    parts = []
+    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+        present = [task[~np.isnan(task[:, start]), start:stop] for task in scores]
+        parts.append(interval(present, statistic, resamples=1000))
+    return grid, Interval(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+def _check(x: str, statistic: str, reference: Path | str | None) -> None:
+    if x not in AXES:
+        raise ValueError(f'x={x!r}: expected one of {", ".join(AXES)}')
+    if statistic not in STATISTICS:
+        raise ValueError(f'statistic={statistic!r}: expected one of {", ".join(STATISTICS)}')
+    if reference is not None and x != 'frame':
+        raise ValueError(f'reference={reference} counts frames, and x={x!r} does not: set x=frame')
+
+
+def _patterns(name: str, value: str | Sequence[str] | None) -> list[re.Pattern[str]] | None:
+    try:
+        return None if value is None else [re.compile(str(one), re.IGNORECASE) for one in ([value] if isinstance(value, str) else value)]
+    except re.error as error:
+        raise ValueError(f'{name}={value!r} is not a regular expression: {error}') from error
+
+
+def _matches(patterns: Sequence[re.Pattern[str]] | None, names: Iterable[str]) -> bool:
+    """Whether a pattern matches one of the names as a whole, or is that name (which may hold characters that mean something else in a pattern)."""
+    return patterns is None or any(pattern.fullmatch(name) or pattern.pattern == name for pattern in patterns for name in names)
+
+
+def _read(path: Path, suite: str, x: str, steps: int | None, metric: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """x and score of the complete rows that have both; of rows with the same x the last counts."""
+    header, rows = read_table(path)
+    order = (metric,) if metric else tuple(reversed(SCORES)) if suite == 'classify' else SCORES  # a classifier's score is its accuracy
+    column = next((name for name in order if name in header), None)
+    points = {}
+    if column is not None and x in header:
+        at, score, step = header.index(x), header.index(column), header.index('step')
+        for row in rows:
+            if row[at] and row[score] and np.isfinite(float(row[score])) and (steps is None or float(row[step]) <= steps):
+                points[float(row[at])] = float(row[score])
+    return np.array(sorted(points)), np.array([points[key] for key in sorted(points)])
+
+
+def _panels(curves: Sequence[Curve]) -> tuple[dict[tuple[str, str], Panel], dict[tuple[str, str], Panel], list[str]]:
+    """Curves by (suite, task) in percent for Classify, else raw; by (suite, '') normalised; and notes about what the second leaves out."""
+    by_task: dict[tuple[str, str], dict[str, list[Curve]]] = {}
+    for curve in sorted(curves, key=lambda curve: (curve.suite, canonical(curve.task), curve.reference, curve.label, curve.seed)):
+        shown = replace(curve, y=100 * curve.y) if curve.suite == 'classify' else curve
+        by_task.setdefault((curve.suite, curve.task), {}).setdefault(curve.label, []).append(shown)
+    by_suite: dict[tuple[str, str], Panel] = {}
+    unknown = []
+    for (suite, task), lines in by_task.items():
+        if suite == 'atari' and human_normalised(task, 0.0) is None:
+            unknown.append(task)
+            continue
+        panel = by_suite.setdefault((suite, ''), {})
+        for label, runs in lines.items():
+            scaled = [replace(run, y=human_normalised(task, run.y)) for run in runs] if suite == 'atari' else runs
+            panel.setdefault(label, []).append(scaled)
+    notes = [f'not in suites.png: {", ".join(unknown)} (no human score to normalise with)'] if unknown else []
+    return {key: {label: [runs] for label, runs in lines.items()} for key, lines in by_task.items()}, by_suite, notes
+
+
+def _draw(path: Path, panels: Mapping[tuple[str, str], Panel], curves: Sequence[Curve], x: str, statistic: str) -> None:
+    """Draws a grid of panels with one legend below. Uses no global state of matplotlib and no display."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    labels = list(dict.fromkeys(curve.label for curve in sorted(curves, key=lambda curve: (curve.reference, curve.label))))
+    references = {curve.label for curve in curves if curve.reference}
+    colours = {label: PALETTE[number % len(PALETTE)] for number, label in enumerate(labels)}
+    columns = int(np.ceil(np.sqrt(len(panels))))
+    rows = int(np.ceil(len(panels) / columns))
+    size = (6.4, 4.2) if len(panels) == 1 else (3.7 * columns, 2.9 * rows)
+    suites = {suite for suite, _ in panels}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(size[0], size[1] + 0.4), layout='constrained', dpi=150)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for number, (axis, ((suite, task), panel)) in enumerate(zip(axes, panels.items(), strict=False)):
+            _draw_panel(axis, suite, task, panel, colours, x, statistic)
+            axis.set_title(_title(task) + (f' ({suite})' if len(suites) > 1 else '') if task else _title(suite))
+            if number + columns < len(panels):
+                axis.set_xlabel('')
+            if number % columns and axis.get_ylabel() == axes[number - 1].get_ylabel():
+                axis.yaxis.label.set_visible(False)
+        for axis in axes[len(panels) :]:
+            axis.remove()
+        shown = [label for label in labels if any(label in panel for panel in panels.values())]
+        handles = [Line2D([], [], color=colours[label], linewidth=2, linestyle='--' if label in references else '-', label=label) for label in shown]
+        widest = max(map(len, shown))
+        columns = max(1, min(len(shown), int(size[0] * 11 / (widest + 6))))
+        seeds = any(len(runs) > 1 for panel in panels.values() for tasks in panel.values() for runs in tasks)
+        title = f'{"mean" if statistic == "mean" else "interquartile mean"} over seeds, 95% bootstrap interval' if seeds else None
+        figure.legend(handles=handles, loc='outside lower center', ncols=columns, title=title, title_fontsize=8)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format='png')
+
+
+def _draw_panel(axis: Any, suite: str, task: str, panel: Panel, colours: Mapping[str, str], x: str, statistic: str) -> None:
+    own = [curve for tasks in panel.values() for runs in tasks for curve in runs if not curve.reference]
+    end = max(float(curve.x[-1]) for curve in own)
+    scale, unit = _seconds_unit(end) if x == 'time' else (1.0, '')
+    several = suite not in ('atari', 'dmc', 'classify') and len({curve.task for curve in own}) > 1  # no common scale: a line per task
+    styles = {name: LINE_STYLES[number % len(LINE_STYLES)] for number, name in enumerate(sorted({curve.task for curve in own}))}
+    for label, tasks in panel.items():
+        for group in [[runs] for runs in tasks] if several else [tasks]:
+            style = styles[group[0][0].task] if several else '--' if group[0][0].reference else '-'
+            xs, band = summarise(group, statistic)
+            marker = 'o' if len(xs) == 1 else None
+            axis.plot(
+                xs / scale,
+                band.point,
+                color=colours[label],
+                linewidth=1.3 if group[0][0].reference else 1.8,
+                linestyle=style,
+                marker=marker,
+                markersize=5,
+                clip_on=len(xs) > 1,
+            )
+            axis.fill_between(xs / scale, band.low, band.high, color=colours[label], alpha=0.18, linewidth=0)
+    if several:
+        keys = [axis.plot([], [], color='#555555', linestyle=style, linewidth=1.3, label=_title(name))[0] for name, style in styles.items()]
+        axis.legend(handles=keys, fontsize=7, handlelength=2.6)
+    elif not task and len({len(tasks) for tasks in panel.values()}) > 1:
+        counts = ', '.join(f'{label} {len(tasks)}' for label, tasks in panel.items())
+        axis.set_title(f'tasks: {counts}', loc='right', fontsize=6, color='#888888', fontweight='normal', y=-0.02)
+    _dress(axis, suite, task, x, unit, end / scale)
+
+
+def _dress(axis: Any, suite: str, task: str, x: str, unit: str, end: float) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_xlabel(AXES[x] + unit)
+    axis.set_ylabel(_ylabel(suite, task))
+    axis.set_xlim(0, end or 1)  # an end of 0 is a run with nothing but the evaluation at its start
+    for line, count in ((axis.xaxis, 5), (axis.yaxis, 6)):
+        line.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
+        line.set_major_formatter(FuncFormatter(partial(_tick, line)))
+    if not end:
+        axis.set_xticks([0])
+    if suite == 'dmc':
+        axis.set_ylim(0, 1000)
+    elif suite == 'classify':
+        axis.set_ylim(0, 100)
+    elif suite == 'atari' and not task:
+        axis.axhline(1, color='#999999', linewidth=1, linestyle=':', zorder=1)
+        axis.annotate('human', (1, 1), xycoords=('axes fraction', 'data'), ha='right', va='bottom', fontsize=8, color='#888888')
+
+
+def _ylabel(suite: str, task: str) -> str:
+    if suite == 'classify':
+        return 'Accuracy (%)'
+    return 'Human-normalised score' if suite == 'atari' and not task else 'Episode return'
+
+
+def _title(name: str) -> str:
+    games = {canonical(game): re.sub(r'(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', ' ', game) for game in HUMAN}
+    known = games.get(canonical(name), {'dmc': 'DeepMind Control', 'procgen': 'ProcGen'}.get(name))
+    return known or (name if any(letter.isupper() for letter in name) else name.replace('_', ' ').title())
+
+
+def _seconds_unit(end: float) -> tuple[float, str]:
+    return (3600.0, ' (hours)') if end >= 2 * 3600 else (60.0, ' (minutes)') if end >= 120 else (1.0, ' (seconds)')
+
+
+def _tick(axis: Any, value: float, _: int | None = None) -> str:
+    """A number in the unit of the whole axis: 5k beside 10k, and 0.5M beside 1M."""
+    largest = max(map(abs, axis.get_view_interval()))
+    bound, letter = next(((bound, letter) for bound, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')) if largest >= max(bound, 1e4)), (1.0, ''))
+    text = f'{value / bound:.4g}'.replace('-', '−')
+    return text + letter if value else '0'
+
+
+def _write_table(path: Path, by_task: Mapping[tuple[str, str], Panel], by_suite: Mapping[tuple[str, str], Panel], x: str, statistic: str) -> None:
+    """Scores at the last x that all runs of a panel have reached."""
+
+    def rows(panel: Panel) -> dict[str, Any]:
+        last = min(float(curve.x[-1]) for tasks in panel.values() for runs in tasks for curve in runs)
+        table: dict[str, Any] = {}
+        for label, tasks in panel.items():
+            scores = [np.array([np.interp(last, run.x, run.y) for run in runs]) for runs in tasks]
+            band = interval(scores, statistic)
+            table[label] = {
+                x: last,
+                'tasks': len(tasks),
+                'seeds': [len(task) for task in scores],
+                statistic: float(band.point[0]),
+                'low': float(band.low[0]),
+                'high': float(band.high[0]),
+                'median': float(np.median(np.concatenate(scores))),
+            }
+        return table
+
+    tables = {
+        'tasks': {f'{suite}/{task}': rows(panel) for (suite, task), panel in by_task.items()},
+        'suites': {suite: rows(panel) for (suite, _), panel in by_suite.items() if suite in ('atari', 'dmc', 'classify')},
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(tables, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog='python -m Benchmarking.Plot', description='Draws learning curves. Patterns are regular expressions of whole names.'
+    )
+    parser.add_argument('experiments', nargs='*', help='which experiments (all)')
+    parser.add_argument('--root', default=ROOT, help='the folder of experiments (%(default)s)')
+    parser.add_argument('--out', help='where the figures go (<root>/<first experiment>/Plots)')
+    for name in ('agents', 'suites', 'tasks'):
+        parser.add_argument(f'--{name}', nargs='+', help=f'which {name} (all)')
+    parser.add_argument('--steps', type=int, help='leave out what lies beyond so many agent steps')
+    parser.add_argument('--x', default='step', choices=AXES, help='the horizontal axis (%(default)s)')
+    parser.add_argument('--phase', default='eval', help='which CSV (%(default)s)')
+    parser.add_argument('--metric', help='which column (the score)')
+    parser.add_argument('--statistic', default='mean', choices=STATISTICS, help='over seeds and tasks (%(default)s)')
+    parser.add_argument('--reference', help='CSV of published curves, by frame; needs --x frame')
+    parser.add_argument('--reference_agents', nargs='+', help='which agents of it (all)')
+    parser.add_argument('--tabular', action='store_true', help='also write tabular.json')
+    options = vars(parser.parse_args(arguments))
+    try:
+        for path in plot(options.pop('experiments') or None, **options):
+            print(path)
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
