@@ -1,0 +1,482 @@
+"""The one replay: a lane-major ring of rows over a file-backed map, RAM or an accelerator.
+
+One row per transition and lane, only the newest frame in it; the next observation is always the following row. The newest row of a lane is open:
+its frame is there, the rest comes with the step. An episode's final observation is a `last` row without a transition, never drawn.
+Rewards, flags and ages are small and stay on the host, where all index arithmetic is done at once for a batch; frames, actions and extras lie in
+the store. A window of consecutive frames is one contiguous read (`torch.index_select` over overlapping rows, 8 bytes at a time).
+"""
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from Datasets.Batch import Batch, Rollout, Sequence
+from Datasets.Gather import AGE, DEAD, ENDED, FIRST, LAST, TERMINATED, TRUNCATED, Gather, numpy_of
+from Datasets.Layout import EmptyReplay, Extra, Ring, columns_of, compare, describe, read_layout, ring_of
+from Datasets.Specs import ActionSpec, ObsSpec
+from Datasets.Storage import Storage
+
+__all__ = ['Batch', 'EmptyReplay', 'Extra', 'Replay', 'Rollout', 'Sequence']
+
+CURSOR_MARGIN = 64  # rows a reader of a wrapped ring keeps away from the end that its writer is about to write over
+
+
+class Replay(Gather):
+    """Remembers transitions of `num_envs` lanes. See the module docstring for rows, `Batch` and `Rollout` for what comes out.
+
+    Args:
+        obs_spec, action_spec: what the suite shows and accepts.
+        num_envs: lanes; a reader takes it, and every size, from the folder.
+        capacity: rows (final observations included) over all lanes that can be drawn: capacity // num_envs a lane, but at least `window`.
+        seed: of the replay's own random stream.
+        path: folder of the file-backed map. An existing one is continued, from its newest row or from where `load_state_dict` says.
+        store: 'map', 'ram', a torch device, or 'auto': map if there is a path and room, else ram. With a path, other stores than 'map'
+            write the map at `sync()`; without one the rows travel in `state_dict()`.
+        slack: rows a lane may write between two checkpoints without losing exactness; see `slack_left`.
+        window: largest nstep, horizon and rollout that stay fast.
+        extras: name -> `Extra`, or a dict of its fields. One named 'label' comes out as `Batch.label`.
+        sampler: 'uniform', or 'epoch': shuffled passes over what is stored when a pass begins.
+        reward_clip: each reward is clipped to ± this before it is summed; None: never.
+        discount: γ of the n-step return.
+        mode: 'write', or 'read': follow a folder that another process writes.
+        buffers: a batch stays valid until this many further gathers of its shape.
+
+    Raises:
+        EmptyReplay: mode='read' and there is nothing yet.
+        ValueError: bad arguments, no room (before anything is allocated), or a folder that is corrupt or was made with other settings.
+    """
+    def __init__(self, obs_spec: ObsSpec, action_spec: ActionSpec, *, num_envs: int, capacity: int, seed: int, path: str | Path | None = None,
+                 store: Any = 'auto', slack: int = 0, window: int = 1, extras: Mapping[str, Any] | None = None, sampler: str = 'uniform',
+                 reward_clip: float | None = None, discount: float = 0.99, mode: str = 'write', buffers: int = 2):
+        if sampler not in ('uniform', 'epoch'):
+            raise ValueError(f'replay.sampler={sampler}: expected uniform or epoch')
+        if mode not in ('write', 'read') or (mode == 'read' and path is None):
+            raise ValueError(f'replay mode={mode}, path={path}: expected write, or read with a path')
+        self.obs_spec, self.action_spec, self.mode, self.sampler = obs_spec, action_spec, mode, sampler
+        self.reward_clip, self.discount = reward_clip, discount
+        path = None if path is None else Path(path)
+        self.extras = {name: extra if isinstance(extra, Extra) else Extra(**extra) for name, extra in (extras or {}).items()}
+        self.layout = describe(obs_spec, action_spec, ring_of(obs_spec, num_envs, capacity, slack, window), self.extras)
+        if mode == 'read':
+            assert path is not None
+            found = read_layout(path)
+            compare(path / 'layout.json', self.layout['specs'], found['specs'])
+            self.layout = found
+            self.extras = {name: Extra(tuple(extra['shape']), getattr(torch, extra['dtype']), extra['every'], extra['mutable'])
+                           for name, extra in found['extras'].items()}
+        self.ring = Ring(**self.layout['ring'])
+        self.num_envs, self.capacity = self.ring.num_envs, self.ring.num_envs * self.ring.rows
+        columns = columns_of(obs_spec, action_spec, self.ring, self.extras)
+        self.storage = Storage(columns, self.ring, self.layout, path, store, mode)
+        self.path, self.store, self.bytes = self.storage.path, self.storage.store, self.storage.nbytes
+        self._bind()
+
+        self.seed, self.rng = seed, np.random.default_rng(seed)
+        self.epochs, self.order = 0, np.empty(0, np.int64)  # passes begun, and what is left of the current one: row * num_envs + lane
+        self.kept = buffers
+        self.lanes = np.arange(self.num_envs)
+        # rows from the open one on that an `add` marks: the cursor moves by one, or by two past a final observation
+        self.marks = np.array([[0], [self.ring.window]] + [[self.ring.window - 1]] * (self.ring.window > 1))
+        self.cursor = np.full(self.num_envs, -1, np.int64)
+        self.pulled = self.cursor.copy()  # newest row that the store and the files share
+        self.checkpoint: np.ndarray | None = None  # cursor at the last state_dict
+        self._moved()
+        if not self.storage.fresh:
+            self._adopt(np.asarray(self.storage.published).copy())
+
+    @staticmethod
+    def bytes_needed(obs_spec: ObsSpec, action_spec: ActionSpec, *, num_envs: int, capacity: int, slack: int = 0, window: int = 1,
+                     extras: Mapping[str, Any] | None = None) -> int:
+        """Bytes that a replay of these sizes takes when it is full."""
+        declared = {name: extra if isinstance(extra, Extra) else Extra(**extra) for name, extra in (extras or {}).items()}
+        ring = Ring(**ring_of(obs_spec, num_envs, capacity, slack, window))
+        return sum(num_envs * column.rows * column.row_bytes for column in columns_of(obs_spec, action_spec, ring, declared))
+
+    # Writing
+
+    def begin(self, obs: np.ndarray) -> None:
+        """Opens an episode in every lane. Rows left open by an earlier run become the final observations of cut-off episodes.
+
+        Args:
+            obs: (N, *frame shape), first frames.
+        """
+        self._writable()
+        obs = self._host('obs', obs, (self.num_envs, *self.obs_spec.shape), self.frame_dtype)
+        continued = (self.cursor >= 0).nonzero()[0]
+        if len(continued):
+            open_rows = self.open[continued]
+            inside = (self.meta[open_rows] & FIRST) == 0
+            before = self.ring.positions(continued[inside], self.cursor[continued[inside]] - 1)
+            for at, values in ((before, self.meta[before] | TRUNCATED), (open_rows, self.meta[open_rows] & ~(ENDED | DEAD) | LAST)):
+                self._put(self.meta, at, values, self.ring.twins(at))
+        count = self.time[self.open] if len(continued) == self.num_envs else np.zeros(self.num_envs, np.int64)
+        self.cursor = self.cursor + 1
+        self._open(np.full(self.num_envs, FIRST, np.int32), count, obs)
+        self._publish()
+
+    def add(self, action: Any, reward: Any, terminated: Any, truncated: Any, obs: Any, first: Any, final_lanes: Any = (), final_obs: Any = None,
+            **extras: Any) -> None:
+        """Closes the open row of every lane with what its step brought, and opens the next.
+
+        Args:
+            action: (N, ...), taken at the open rows.
+            reward: (N,) float32, raw.
+            terminated: (N,) bool.
+            truncated: (N,) bool.
+            obs: (N, *frame shape), opens the following rows.
+            first: (N,) bool, whether those open an episode.
+            final_lanes: (k,) int64, lanes whose final observations are given.
+            final_obs: (k, *frame shape), those.
+            **extras: (N, ...) each, as declared; those with `every` > 1 are only looked at (and needed) when an unroll begins.
+
+        Raises:
+            ValueError: a column of another shape or dtype, one that was not declared or is missing, or flags that contradict each other.
+            OSError: the disk under the map is about to be full.
+        """
+        self._writable()
+        lanes, at, twins = self.num_envs, self.open, self.open_twins
+        if self.cursor[0] < 0:
+            raise ValueError('the replay has no open rows: call begin(obs) with the first observations')
+        action = self._host('action', action, (lanes, *self.action_spec.shape), np.int64 if self.action_spec.discrete else np.float32)
+        reward = self._host('reward', reward, (lanes,), np.float32)
+        terminated, truncated, first = (self._host(name, value, (lanes,), np.bool_) for name, value in
+                                        (('terminated', terminated), ('truncated', truncated), ('first', first)))
+        obs = self._host('obs', obs, (lanes, *self.obs_spec.shape), self.frame_dtype)
+        ended = terminated | truncated
+        if np.count_nonzero(first != ended):
+            lane = int((first != ended).argmax())
+            raise ValueError(f'lane {lane}: first={first[lane]} after terminated={terminated[lane]}, truncated={truncated[lane]}; '
+                             'an episode opens exactly where one ended')
+        ages, count = self.meta[at] >> AGE, self.time[at]
+        columns = self._due(extras, int(count[0]))
+        if len(final_lanes):
+            final_lanes = np.asarray(final_lanes, np.int64)
+            final_obs = self._host('final_obs', final_obs, (len(final_lanes), *self.obs_spec.shape), self.frame_dtype)
+            if not ended[final_lanes].all():
+                raise ValueError(f'final_lanes={final_lanes.tolist()}: only lanes {ended.nonzero()[0].tolist()} ended')
+
+        self._put(self.reward, at, reward, twins)
+        if np.count_nonzero(ended):
+            self._put(self.meta, at, self.meta[at] + (terminated * np.int32(TERMINATED) + truncated * np.int32(TRUNCATED)), twins)
+        self._payload('action', at, action)
+        for name, value in columns.items():
+            self._payload(name, self._slots(name, at), value)
+        following = self.cursor + 1
+        if len(final_lanes):
+            final = self.ring.positions(final_lanes, following[final_lanes])
+            twins = self.ring.twins(final)
+            self._put(self.meta, final, (ages[final_lanes] + 1 << AGE) + LAST + DEAD * terminated[final_lanes], twins)
+            self.time[final] = count[final_lanes] + 1
+            self._frames(final, final_obs, twins)
+            following[final_lanes] += 1
+        self.cursor = following
+        self._open(np.where(first, np.int32(FIRST), ages + 1 << AGE), count + 1, obs)
+        self._publish()
+
+    def write(self, indices: Any, **columns: Any) -> None:
+        """Changes declared columns of rows that were drawn: extras, labels, and later priorities.
+
+        Raises:
+            ValueError: a column that is not declared, or not mutable.
+        """
+        self._writable()
+        indices = numpy_of(indices).reshape(-1)
+        for name, value in columns.items():
+            if name not in self.extras or not self.extras[name].mutable:
+                names = [name for name, extra in self.extras.items() if extra.mutable]
+                raise ValueError(f'write({name}=…): expected one of the mutable columns {names}; declare it in the replay\'s extras')
+            value = torch.as_tensor(value)
+            self._payload(name, self._slots(name, indices), value.expand(len(indices), *self.extras[name].shape) if value.dim() == 0 else value)
+
+    def _writable(self) -> None:
+        if self.mode == 'read':
+            raise ValueError('this replay reads what another process writes: rows cannot be added or changed here (replay mode=read)')
+
+    def _host(self, name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        value = numpy_of(value)
+        if value.shape != shape:
+            raise ValueError(f'replay column {name}: shape {value.shape}, expected {shape}')
+        if value.dtype != dtype:
+            if not np.can_cast(value.dtype, dtype, 'same_kind'):
+                raise ValueError(f'replay column {name}: dtype {value.dtype}, expected {np.dtype(dtype)}')
+            value = value.astype(dtype)
+        return value
+
+    def _due(self, extras: dict[str, Any], count: int) -> dict[str, torch.Tensor]:
+        """The extras that transition number `count` stores, checked."""
+        due = {}
+        for name, extra in self.extras.items():
+            if count % extra.every == 0:
+                if name not in extras:
+                    raise ValueError(f'replay column {name}: declared but not given to add()')
+                due[name] = torch.as_tensor(extras[name])
+                if due[name].shape != (self.num_envs, *extra.shape):
+                    raise ValueError(f'replay column {name}: shape {tuple(due[name].shape)}, expected {(self.num_envs, *extra.shape)}')
+        if len(extras) > len(due) and not extras.keys() <= self.extras.keys():
+            raise ValueError(f'replay columns {sorted(extras.keys() - self.extras.keys())}: not declared (extras: {sorted(self.extras)})')
+        return due
+
+    def _open(self, meta: np.ndarray, count: np.ndarray, obs: np.ndarray) -> None:
+        """Writes the open rows, and marks those `window` ahead as new-born: no look-ahead may take what an earlier round left there for real."""
+        at = self.ring.positions(self.lanes, self.cursor + self.marks)
+        values = np.zeros(at.shape, np.int32)
+        values[0] = meta
+        self._moved()
+        at = at.reshape(-1)
+        twins = self.ring.twins(at)
+        self._put(self.meta, at, values.reshape(-1), twins)
+        self.time[self.open] = count
+        self._frames(self.open, obs, self.open_twins)
+
+    def _publish(self) -> None:
+        """Lets readers see the rows, now that they are complete."""
+        if self.storage.store == 'map':
+            self.storage.published[:] = self.cursor
+        self.storage.check_disk(self.num_envs * self.frames.shape[1] * self.frames.element_size())
+
+    # Drawing
+
+    def _moved(self) -> None:
+        """The cursors moved: what depends on them is worked out when it is asked for."""
+        self.open = self.ring.positions(self.lanes, np.maximum(self.cursor, 0))
+        self.open_twins = self.ring.twins(self.open)
+        self.bounds: tuple | None = None
+
+    def _bounds(self) -> tuple:
+        """-> oldest row, number of rows and running sum of that for each lane; rows and transitions altogether; what a draw adds to its number."""
+        if self.bounds is None:
+            closed = np.maximum(self.cursor, 0)
+            oldest = np.maximum(closed - self.ring.rows, 0)
+            if self.mode == 'read' and self.storage.store == 'map':
+                # the writer may run on while a batch is gathered
+                near = closed - self.ring.length + self.ring.ahead + self.ring.behind + min(CURSOR_MARGIN, self.ring.rows // 4)
+                oldest = np.maximum(oldest, near)
+            counts = np.maximum(closed - oldest, 0)
+            ends = np.cumsum(counts)
+            shift = (oldest - (ends - counts)) % self.ring.length
+            transitions = self.time[self.open] - self.time[self.ring.positions(self.lanes, oldest)]
+            stored = int(transitions.sum()) if (self.cursor >= 0).all() else 0
+            self.bounds = oldest, counts, ends, int(ends[-1]), stored, shift, self.ring.bases + self.ring.pad
+        return self.bounds
+
+    def __len__(self) -> int:
+        """Transitions that can be drawn: neither final observations nor open rows."""
+        return self._bounds()[4]
+
+    def _nonempty(self) -> None:
+        if self.mode == 'read':
+            self.refresh()
+        if not (self.bounds or self._bounds())[4]:
+            where = f' at {self.path}' if self.path else ''
+            raise EmptyReplay(f'the replay{where} holds no transitions yet: act first (seed_steps), or wait for its writer')
+
+    def draw(self, n: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """-> (n,) int64 indices of stored transitions: uniform, or the next of a shuffled pass. `rng`: another stream than the replay's own.
+
+        Raises:
+            EmptyReplay: there are none.
+        """
+        self._nonempty()
+        return self._uniform(n, rng or self.rng) if self.sampler == 'uniform' else self._shuffled(n)
+
+    def _uniform(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        _, _, ends, total, _, shift, offset = self._bounds()
+        index = (rng.random(n) * total).astype(np.int64)  # uniform to within total / 2⁵³, in half the time of `integers`
+        if self.num_envs > 1:
+            lane = ends.searchsorted(index, 'right')
+            shift, offset = shift[lane], offset[lane]
+        index += shift
+        index %= self.ring.lengths
+        index += offset
+        final = self.meta.take(index) & LAST
+        if np.count_nonzero(final):
+            again = final.nonzero()[0]
+            index[again] = self._uniform(len(again), rng)
+        return index
+
+    def _pass(self) -> np.ndarray:
+        """Begins a pass: -> every stored transition once, as row * num_envs + lane, shuffled by (seed, epoch)."""
+        oldest, counts, *_ = self._bounds()
+        lanes = np.repeat(self.lanes, counts)
+        rows = np.concatenate([np.arange(low, low + count) for low, count in zip(oldest, counts, strict=True)])
+        order = (rows * self.num_envs + lanes)[(self.meta[self.ring.positions(lanes, rows)] & LAST) == 0]
+        shuffle = np.random.default_rng((self.seed, self.epochs))
+        self.epochs += 1
+        return shuffle.permutation(order)
+
+    def _stored(self, order: np.ndarray) -> np.ndarray:
+        """Indices of the transitions of a pass that have not been written over since it began."""
+        lanes, rows = order % self.num_envs, order // self.num_envs
+        there = rows >= self._bounds()[0][lanes]
+        return self.ring.positions(lanes[there], rows[there])
+
+    def _shuffled(self, n: int) -> np.ndarray:
+        parts: list[np.ndarray] = []
+        while n:
+            if not len(self.order):
+                self.order = self._pass()
+            part, self.order = self._stored(self.order[:n]), self.order[n:]
+            parts.append(part)
+            n -= len(part)
+        return np.concatenate(parts)
+
+    def epoch(self, batch_size: int, nstep: int = 1, horizon: int = 0) -> Iterator[Batch]:
+        """One pass: every stored transition exactly once, shuffled by (seed, number of the pass); the last batch may be smaller."""
+        self._nonempty()
+        order = self._pass()
+        for start in range(0, len(order), batch_size):
+            yield self.gather(self._stored(order[start:start + batch_size]), nstep, horizon)
+
+    def sample(self, n: int, nstep: int = 1, horizon: int = 0) -> Batch:
+        """`gather` of `draw`. A reader draws again should its writer have written over a row meanwhile."""
+        while True:
+            indices = self.draw(n)
+            batch = self.gather(indices, nstep, horizon)
+            if self.mode == 'write' or self.storage.store != 'map' or self._intact(indices):
+                return batch
+
+    def _intact(self, indices: np.ndarray) -> bool:
+        lanes = indices // self.ring.physical
+        rows = self.cursor[lanes] - (self.open[lanes] - indices) % self.ring.length
+        return bool((rows - self.ring.pad >= self.ring.oldest(self.storage.published[lanes])).all())
+
+    # Keeping
+
+    def refresh(self) -> int:
+        """Reader: looks at what the writer has published; -> transitions that can be drawn now."""
+        if self.mode == 'read':
+            published = np.asarray(self.storage.published).copy()
+            if not np.array_equal(published, self.cursor):
+                self._adopt(published)
+        return len(self)
+
+    def _adopt(self, cursor: np.ndarray) -> None:
+        """Continues from rows that lie in the files up to `cursor`."""
+        ring = self.ring
+        if self.storage.store != 'map':
+            while True:
+                start = np.maximum(np.minimum(self.pulled, cursor), ring.needed(cursor))
+                self.storage.copy(self.storage.files, self.storage.data, start, cursor)
+                if self.mode == 'write' or (ring.oldest(self.storage.published) <= start).all():
+                    break
+                cursor = np.asarray(self.storage.published).copy()  # written over while it was copied
+                self.pulled = np.full(self.num_envs, -1, np.int64)
+            self.pulled = cursor.copy()
+        self.cursor = cursor
+        self._moved()
+        if (self.mode == 'write' or self.storage.store != 'map') and (cursor >= 0).all():
+            self._put(self.meta, self.open, self.meta[self.open] & ~(ENDED | DEAD | LAST), self.open_twins)
+            for step in range(1, ring.window + 1):
+                at = ring.positions(self.lanes, cursor + step)
+                self._put(self.meta, at, np.zeros(self.num_envs, np.int32), ring.twins(at))
+        if self.mode == 'write':
+            self._publish()
+
+    def sync(self) -> None:
+        """Makes the folder hold every row: call before a checkpoint is written. Nothing to do for store='map'."""
+        if self.path is not None and self.mode == 'write' and self.storage.store != 'map' and (self.cursor >= 0).all():
+            start = np.maximum(np.minimum(self.pulled, self.cursor), np.maximum(self.ring.oldest(self.cursor), 0))
+            self.storage.copy(self.storage.data, self.storage.files, start, self.cursor)
+            self.storage.published[:] = self.cursor
+            self.pulled = self.cursor.copy()
+
+    @property
+    def slack_left(self) -> int:
+        """Rows that every lane may still write before a row that the last `state_dict` needs is written over: save when it comes near 0."""
+        if self.checkpoint is None:
+            return self.ring.slack
+        return int((self.ring.needed(self.checkpoint) - self.ring.oldest(self.cursor)).min())
+
+    @property
+    def slack_used_up(self) -> bool:
+        """Whether to save now, because the next `add` could write over what the last checkpoint needs. Never where there is no slack to speak of."""
+        return self.ring.slack > 1 and self.slack_left < 2
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there are rows for a checkpoint to continue from: False if the folder that should hold them is new."""
+        return self.path is None or not self.storage.fresh
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is not in the folder, as tensors and plain python; without a folder the rows too. Call `sync()` first."""
+        self.checkpoint = self.cursor.copy()
+        names = [name for name, column in self.storage.columns.items() if self.path is None or column.mutable]
+        return {'layout': self.layout, 'cursor': self.cursor.tolist(), 'rng': self.rng.bit_generator.state, 'epochs': self.epochs,
+                'order': torch.from_numpy(self.order.copy()), 'fingerprint': self._fingerprint(),
+                'created': [path.name for path in self.storage.created],
+                'columns': {name: self._used(name).cpu().clone() for name in names if self.mode == 'write'}}
+
+    def _used(self, name: str) -> torch.Tensor:
+        """A column without the rows that were never written: (N, rows, ...)."""
+        column = self.storage.columns[name]
+        return self.storage.lanes(self.storage.data[name], column)[:, :int(self.cursor.max(initial=-1)) + self.ring.pad + self.ring.window + 2]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues exactly where `state_dict` was taken: rows written since are forgotten.
+
+        Raises:
+            ValueError: the folder, or this replay's settings, are not those of the checkpoint, or rows it needs are gone.
+        """
+        compare(self.path / 'layout.json' if self.path else Path('checkpoint'), self.layout, state['layout'])
+        self.rng.bit_generator.state = state['rng']
+        self.epochs, self.order = state['epochs'], state['order'].numpy().copy()
+        if self.mode == 'read':  # the rows are its writer's
+            return
+        cursor, ring = np.array(state['cursor'], np.int64), self.ring
+        if self.path is not None:
+            published = np.asarray(self.storage.published)
+            if (published < cursor).any() or (ring.oldest(published) > ring.needed(cursor)).any():
+                raise ValueError(f'{self.path} is not the folder of this checkpoint, or went on for more than its slack of {ring.slack} rows a lane: '
+                                 f'it holds rows up to {published.tolist()}, the checkpoint {cursor.tolist()}; load an older or newer checkpoint')
+            self.pulled = np.full(self.num_envs, -1, np.int64)
+        self.cursor = cursor
+        if self.path is not None:
+            self._adopt(cursor)
+        self._moved()
+        for name, value in state['columns'].items():
+            self._used(name).copy_(value)
+        if self._fingerprint() != state['fingerprint']:
+            raise ValueError(f'{self.path or "checkpoint"}: the stored rows are not those of the checkpoint (a torn or foreign map); '
+                             'load an older checkpoint or start anew with overwrite=true')
+        self.checkpoint = cursor.copy()
+        if self.path is not None:
+            known = {path.name for path in self.storage.created}
+            self.storage.created[:0] = [self._named(name) for name in state['created'] if name not in known]
+
+    def _named(self, name: str) -> Path:
+        assert self.path is not None
+        return self.path if name == self.path.name else self.path / name
+
+    def _fingerprint(self) -> int:
+        """A checksum of all rewards and flags that can be drawn, and of some frames and actions."""
+        if (self.cursor < 0).any():
+            return 0
+        value = 0
+        closed = np.maximum(self.cursor, 0)
+        for lane in range(self.num_envs):
+            rows = np.arange(max(closed[lane] - self.ring.rows, 0), closed[lane])
+            at = self.ring.positions(np.array(lane), rows)
+            value = zlib.crc32(self.reward[at].tobytes(), zlib.crc32(self.meta[at].tobytes(), value))
+            some = self._on(np.append(at[:: max(1, len(at) * self.num_envs // 64)], self.open[lane]))
+            value = zlib.crc32(self.frames.index_select(0, some).cpu().numpy().tobytes(), value)
+            value = zlib.crc32(self.action.index_select(0, some[:-1]).cpu().numpy().tobytes(), value)
+        return value
+
+    def flush(self) -> None:
+        self.sync()
+        self.storage.flush()
+
+    def close(self) -> None:
+        """Lets go of the memory and the folder; what lies in it stays."""
+        self.buffers, self.windows = {}, {}
+        self.meta = self.reward = self.time = np.empty(0)
+        self.action = self.frames = torch.empty(0)
+        self.storage.close()
+
+    def discard(self) -> None:
+        """Removes the files that this replay created, and nothing else."""
+        self.close()
+        self.storage.discard()
