@@ -1,0 +1,97 @@
+"""What every agent is: it acts, it learns, and it can be saved and restored exactly."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from Blocks.Block import Block
+from Datasets.Replay import Replay
+from Environment import Step
+from Utils import generator, require
+
+
+class Agent(nn.Module):
+    """Base of all agents. Subclasses define `act` and `learn`; blocks, generators and counters set as attributes are saved by `state()`.
+
+    Args:
+        seed: of the agent's own random streams.
+        device, precision, compile: where and how the update runs.
+
+    Attributes:
+        step: agent steps so far; the run sets it, schedules read it. update_count: learning updates so far.
+        extras: columns that `act` adds to the replay, name → Datasets.Storage.Extra.
+        overlap: the agent may learn while the simulator works on its last action; on-policy agents say False."""
+
+    overlap = True
+    extras: dict[str, Any] = {}
+
+    def __init__(self, *, seed: int = 0, device: str | torch.device = 'cpu', precision: str = 'fp32', compile: bool = False) -> None:
+        super().__init__()
+        require(precision in ('fp32', 'bf16'), 'precision', precision, 'fp32 or bf16')
+        self.device, self.precision, self.compile_update = torch.device(device), precision, compile
+        self.step, self.update_count = 0, 0
+        self.acting, self.learning = generator(seed, 'acting'), generator(seed, 'learning', device=self.device)
+        self.evaluating = generator(seed, 'evaluating')  # begun anew by every evaluation
+
+    def act(self, step: Step, state: Any = None, greedy: bool = False) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """Chooses actions for all lanes. → action (N,) int64 or (N, A) float32; extras for the replay; the recurrent state.
+
+        greedy: evaluation; draws nothing from the agent's streams."""
+        raise NotImplementedError
+
+    def learn(self, replay: Replay) -> dict[str, Tensor]:
+        """One update from the replay. → metrics, 0-dim tensors."""
+        raise NotImplementedError
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bf16 on convolutions and linears when precision=bf16; losses and weights stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16')
+
+    def maybe_compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function) if self.compile_update else function
+
+    def blocks(self) -> dict[str, Block]:
+        return {name: module for name, module in self.named_modules() if isinstance(module, Block)}
+
+    def generators(self) -> dict[str, torch.Generator]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Generator)}
+
+    def weights(self) -> dict[str, Tensor]:
+        """What acting needs: parameters and buffers."""
+        return self.state_dict()
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as tensors and plain Python: weights, optimisers, schedules, random streams, counters."""
+        blocks = self.blocks()
+        return {
+            'weights': self.state_dict(),
+            'optims': {name: block.optim.state_dict() for name, block in blocks.items() if hasattr(block, 'optim')},
+            'schedulers': {name: block.scheduler.state_dict() for name, block in blocks.items() if block.scheduler is not None},
+            'generators': {name: value.get_state() for name, value in self.generators().items()},
+            'step': self.step, 'update_count': self.update_count}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`; strict. Raises: ValueError when the saved agent has other parts or shapes."""
+        self.load_weights(state['weights'])
+        blocks = self.blocks()
+        for kind, attribute in (('optims', 'optim'), ('schedulers', 'scheduler')):
+            own = {name for name, block in blocks.items() if getattr(block, attribute, None) is not None}
+            if set(state[kind]) != own:
+                raise ValueError(f'the saved agent has {kind} of {sorted(state[kind])}, this one of {sorted(own)}')
+        for name, optim in state['optims'].items():
+            blocks[name].optim.load_state_dict(optim)
+        for name, scheduler in state['schedulers'].items():
+            blocks[name].scheduler.load_state_dict(scheduler)  # type: ignore[union-attr]
+        for name, random_state in state['generators'].items():
+            getattr(self, name).set_state(random_state)
+        self.step, self.update_count = state['step'], state['update_count']
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        try:
+            self.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            raise ValueError(f'the saved weights do not fit this agent: {" ".join(str(error).split())[:300]}') from None

@@ -1,0 +1,63 @@
+"""Fully connected parts."""
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+ACTIVATIONS = {'relu': nn.ReLU, 'tanh': nn.Tanh, 'elu': nn.ELU, 'gelu': nn.GELU, 'silu': nn.SiLU}
+
+
+class MLP(nn.Module):
+    """`depth` hidden layers and a linear output: (B, *input_shape) → (B, output_dim).
+
+    Args:
+        output_dim: None ends in the last hidden layer, as eyes do.
+        layer_norm: normalise after every hidden linear.
+
+    Raises:
+        ValueError: an unknown activation."""
+
+    def __init__(self, input_shape: tuple[int, ...], output_dim: int | None = None, hidden_dim: int = 512, depth: int = 1, activation: str = 'relu',
+                 layer_norm: bool = False) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f'activation={activation}: expected one of {", ".join(ACTIVATIONS)}')
+        width, layers = math.prod(input_shape), []  # type: int, list[nn.Module]
+        for _ in range(depth):
+            layers += [nn.Linear(width, hidden_dim), *([nn.LayerNorm(hidden_dim)] if layer_norm else []), ACTIVATIONS[activation]()]
+            width = hidden_dim
+        if output_dim is not None:
+            layers.append(nn.Linear(width, output_dim))
+            width = output_dim
+        self.layers = nn.Sequential(*layers)
+        self.output_shape = (width,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.flatten(1))
+
+
+class Dueling(nn.Module):
+    """Q = V + A − mean A (Wang et al. 2016, eq. 9), hidden layers of its own for each: (B, *input_shape) → (B, output_dim actions)."""
+
+    def __init__(self, input_shape: tuple[int, ...], output_dim: int, hidden_dim: int = 512, depth: int = 1, layer_norm: bool = False) -> None:
+        super().__init__()
+        self.value = MLP(input_shape, 1, hidden_dim, depth, layer_norm=layer_norm)
+        self.advantage = MLP(input_shape, output_dim, hidden_dim, depth, layer_norm=layer_norm)
+        self.output_shape = (output_dim,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        advantage = self.advantage(x)
+        return self.value(x) + advantage - advantage.mean(-1, keepdim=True)
+
+
+class LayerNormTanh(nn.Module):
+    """Linear, LayerNorm, tanh: the bottleneck between pixels and heads of SAC-AE and DrQ-v2. (B, *input_shape) → (B, output_dim)."""
+
+    def __init__(self, input_shape: tuple[int, ...], output_dim: int = 50) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(math.prod(input_shape), output_dim), nn.LayerNorm(output_dim), nn.Tanh())
+        self.output_shape = (output_dim,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.flatten(1))

@@ -1,0 +1,63 @@
+"""Image augmentations: what learning sees differently from acting. `output_shape` tells the encoder's input; `evaluate` is the acting form."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Null(nn.Module):
+    """No augmentation."""
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.output_shape = tuple(input_shape)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return x
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        return x
+
+
+class RandomShift(Null):
+    """Shifts every image by whole pixels, up to `pad` each way, edges repeated (DrQ, 2004.13649; DrQ-v2, 2107.09645).
+
+    All channels of a sample move together. An index gather: bit-exact for any dtype, never interpolated."""
+
+    def __init__(self, input_shape: tuple[int, ...], pad: int = 4) -> None:
+        super().__init__(input_shape)
+        if len(input_shape) != 3:
+            raise ValueError(f'Aug=RandomShift sees images (C, H, W), not {tuple(input_shape)}')
+        self.pad = pad
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """x: (B, C, H, W) → the same shape and dtype; offsets uniform on {−pad … pad}², one a sample."""
+        b, c, h, w = x.shape
+        offset = torch.randint(0, 2 * self.pad + 1, (2, b, 1), generator=generator, device=generator.device if generator else None).to(x.device) - self.pad
+        rows = (torch.arange(h, device=x.device) + offset[0]).clamp_(0, h - 1)   # (B, H)
+        columns = (torch.arange(w, device=x.device) + offset[1]).clamp_(0, w - 1)  # (B, W)
+        pixels = (rows[:, :, None] * w + columns[:, None, :]).view(b, 1, h * w)
+        return x.reshape(b, c, h * w).gather(2, pixels.expand(b, c, h * w)).view(b, c, h, w)
+
+
+class Intensity(Null):
+    """Multiplies each stacked image by 1 + scale · clip(N(0, 1), −2, 2) (SPR, 2007.05929 §A): float output, 0–255 nominal, not clamped."""
+
+    def __init__(self, input_shape: tuple[int, ...], scale: float = 0.05) -> None:
+        super().__init__(input_shape)
+        self.scale = scale
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.randn((x.shape[0], *[1] * (x.dim() - 1)), generator=generator, device=generator.device if generator else None).to(x.device)
+        return x * (1 + self.scale * noise.clamp_(-2, 2))
+
+
+class ShiftIntensity(Null):
+    """RandomShift, then Intensity: SPR's pair."""
+
+    def __init__(self, input_shape: tuple[int, ...], pad: int = 4, scale: float = 0.05) -> None:
+        super().__init__(input_shape)
+        self.shift, self.intensity = RandomShift(input_shape, pad), Intensity(input_shape, scale)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.intensity(self.shift(x, generator), generator)

@@ -1,0 +1,57 @@
+"""The base of Encoder, Actor and Critic: a module with its own optimiser and learning-rate schedule."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from Utils import build
+
+
+class Block(nn.Module):
+    optim: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+
+    def equip(self, recipe: Mapping[str, Any], where: str, *, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, lr_decay_steps: int = 0) -> Self:
+        """Gives the block its optimiser (AdamW, fused where torch can) and schedule (cosine over `lr_decay_steps` updates, if any).
+
+        Args:
+            recipe: the block's recipe; its `optim` and `scheduler` replace the defaults.
+            where: the recipe's config key."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        if not parameters:  # a part without weights: nothing to step
+            parameters = [nn.Parameter(torch.zeros(()))]
+        optim = dict(recipe.get('optim') or {})
+        fused = {} if optim.get('_target_') else {'fused': True}
+        self.optim = build(optim, 'AdamW', f'{where}.optim', params=parameters, lr=lr, weight_decay=weight_decay, eps=eps, **fused)
+        chosen = recipe.get('scheduler') or {}
+        if chosen.get('_target_'):
+            self.scheduler = build(chosen, '', f'{where}.scheduler', optimizer=self.optim)
+        elif lr_decay_steps:
+            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optim, lr_decay_steps)
+        return self
+
+    def frozen_copy(self) -> Self:
+        """A copy without gradients or optimiser: a target network or a moving average."""
+        optim, scheduler = self.__dict__.pop('optim', None), self.__dict__.pop('scheduler', None)
+        twin = copy.deepcopy(self).requires_grad_(False)
+        if optim is not None:
+            self.optim = optim
+        if scheduler is not None:
+            self.scheduler = scheduler
+        return twin
+
+
+def init_orthogonal(module: nn.Module) -> None:
+    """Orthogonal weights, gain √2 for convolutions and 1 for linears, zero biases (DrQ-v2's and UnifiedML's initialisation)."""
+    if isinstance(module, nn.Linear):
+        nn.init.orthogonal_(module.weight)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.orthogonal_(module.weight, nn.init.calculate_gain('relu'))
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

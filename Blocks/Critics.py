@@ -1,0 +1,43 @@
+"""Critic: an ensemble of value heads over one trunk."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from Blocks.Block import Block
+from Datasets.Specs import ActionSpec
+from Utils import build
+
+
+class Critic(Block):
+    """Q of every action (discrete), or of the one given (continuous).
+
+    Args:
+        repr_shape: of the encoder's representation.
+        trunk, q_head: default names of the parts; the recipe's own win.
+        given: more arguments offered to the parts (hidden_dim, depth, …)."""
+
+    def __init__(self, repr_shape: tuple[int, ...], action_spec: ActionSpec, recipe: Mapping[str, Any], *, trunk: str = 'Null', q_head: str = 'MLP',
+                 num_critics: int = 1, trunk_dim: int = 50, **given: Any) -> None:
+        super().__init__()
+        self.discrete = action_spec.discrete
+        self.trunk = build(recipe.get('trunk'), trunk, 'recipes.critic.trunk', input_shape=repr_shape, output_dim=trunk_dim, **given)
+        shape = tuple(self.trunk.output_shape)
+        if not self.discrete:
+            shape = (math.prod(shape) + action_spec.size,)
+        self.heads = nn.ModuleList(
+            build(recipe.get('q_head'), q_head, 'recipes.critic.q_head', input_shape=shape, output_dim=action_spec.num_actions or 1, **given)
+            for _ in range(num_critics))
+
+    def forward(self, representation: Tensor, action: Tensor | None = None) -> Tensor:
+        """representation: (B, *repr_shape); action: (B, A) for continuous spaces → (ensemble, B, actions) or (ensemble, B), float32."""
+        h = self.trunk(representation)
+        if self.discrete:
+            return torch.stack([head(h) for head in self.heads]).float()
+        assert action is not None
+        h = torch.cat([h.flatten(1), action.to(h.dtype)], -1)
+        return torch.stack([head(h) for head in self.heads]).squeeze(-1).float()

@@ -1,0 +1,49 @@
+"""Encoder: observation → normalise → eyes → pool → projection → representation."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from Blocks.Block import Block
+from Datasets.Specs import ObsSpec
+from Utils import build
+
+
+class Encoder(Block):
+    """Turns observations into the vector that heads read.
+
+    Args:
+        eyes, pool: default names of the parts; the recipe's own win.
+        centre: subtract 0.5 from images scaled to 0–1 (DrQ-v2).
+        given: more arguments offered to the eyes (layer_norm, …).
+
+    Attributes:
+        feature_shape: of the eyes' output. repr_shape: of the representation."""
+
+    def __init__(self, obs_spec: ObsSpec, recipe: Mapping[str, Any], *, eyes: str, pool: str = 'Flatten', centre: bool = False,
+                 input_shape: tuple[int, ...] | None = None, **given: Any) -> None:
+        super().__init__()
+        self.is_image, self.centre = obs_spec.is_image, centre
+        shape = input_shape or obs_spec.stacked_shape
+        self.eyes = build(recipe.get('eyes'), eyes, 'recipes.encoder.eyes', input_shape=shape, **given)
+        self.feature_shape = tuple(self.eyes.output_shape)
+        self.pool = build(recipe.get('pool'), pool, 'recipes.encoder.pool', input_shape=self.feature_shape)
+        self.repr_shape = tuple(self.pool.output_shape)
+        if self.is_image:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.3 × on CPU in fp32, more with bf16
+
+    def features(self, obs: Tensor) -> Tensor:
+        """obs: (B, C, H, W) uint8 or float 0–255, or (B, D) float32 → the eyes' output (B, *feature_shape)."""
+        if not self.is_image:
+            return self.eyes(obs.float())
+        # bytes are transposed, not floats; in bf16 every byte value is exact
+        dtype = torch.bfloat16 if torch.is_autocast_enabled(obs.device.type) else torch.float32
+        x = obs.contiguous(memory_format=torch.channels_last).to(dtype) / 255
+        return self.eyes(x - 0.5 if self.centre else x)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """→ representation (B, *repr_shape)."""
+        return self.pool(self.features(obs))

@@ -1,0 +1,40 @@
+"""Losses and targets that agents share: pure functions, tested against numbers worked out by hand."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
+    """y = R + D · V(next): reward (B,) n-step, discount (B,) γⁿ and 0 where terminated."""
+    return reward + discount * next_value
+
+
+def next_value_discrete(target_q: Tensor, online_q: Tensor | None = None) -> Tensor:
+    """Value of the best next action, the lowest over the target ensemble.
+
+    target_q: (ensemble, B, A); online_q: the same from the online network, which then picks the action (double DQN, 1509.06461) → (B,)."""
+    pick = (target_q if online_q is None else online_q).mean(0).argmax(-1)
+    lowest = target_q[0] if target_q.shape[0] == 1 else target_q.min(0).values
+    return lowest.gather(-1, pick[:, None]).squeeze(-1)
+
+
+def td_loss(q: Tensor, target_q: Tensor, huber: bool = True, weight: Tensor | None = None) -> Tensor:
+    """Mean over the batch, sum over the ensemble. q: (ensemble, B); target_q: (B,).
+
+    Huber with delta 1 clips the gradient of the error to ±1, as the Nature paper does; else the square."""
+    target = target_q.expand_as(q)
+    loss = F.smooth_l1_loss(q, target, reduction='none') if huber else F.mse_loss(q, target, reduction='none')
+    if weight is not None:
+        loss = loss * weight
+    return loss.mean(1).sum(0)
+
+
+def gather_actions(q: Tensor, action: Tensor) -> Tensor:
+    """q: (ensemble, B, A), action: (B,) int64 → (ensemble, B)."""
+    return q.gather(-1, action.expand(q.shape[0], -1)[..., None]).squeeze(-1)
+
+
+def clipped(reward: Tensor, clip: float | None) -> Tensor:
+    return reward if clip is None else torch.clamp(reward, -clip, clip)

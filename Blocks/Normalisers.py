@@ -1,0 +1,63 @@
+"""Running normalisers of observations and returns. Their statistics are buffers, so they are saved with the agent."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of a stream, merged batch by batch without loss (Chan et al. 1979), in float64."""
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer('var', torch.ones(shape, dtype=torch.float64))
+        self.register_buffer('count', torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """x: (B, *shape)."""
+        x = x.double()
+        n, mean, var = x.shape[0], x.mean(0), x.var(0, unbiased=False)
+        total = self.count + n
+        delta = mean - self.mean
+        moment = self.var * self.count + var * n + delta ** 2 * self.count * n / total
+        self.mean += delta * n / total
+        self.var.copy_(moment / total)
+        self.count.copy_(total)
+
+
+class ObservationNormaliser(RunningMoments):
+    """(x − mean) / std of all observations seen, clipped to ±`clip`: (B, *shape) float32."""
+
+    def __init__(self, shape: tuple[int, ...], clip: float = 10.0) -> None:
+        super().__init__(shape)
+        self.clip = clip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) / torch.sqrt(self.var + 1e-8)).clamp_(-self.clip, self.clip).float()
+
+
+class ReturnNormaliser(RunningMoments):
+    """Divides rewards by the running standard deviation of the discounted return of each lane (PPO's reward scaling)."""
+
+    returns: Tensor
+
+    def __init__(self, num_envs: int, discount: float = 0.99, clip: float = 10.0) -> None:
+        super().__init__(())
+        self.register_buffer('returns', torch.zeros(num_envs, dtype=torch.float64))
+        self.discount, self.clip = discount, clip
+
+    @torch.no_grad()
+    def observe(self, reward: Tensor, ended: Tensor) -> None:
+        """reward, ended: (N,), one vector step."""
+        self.returns.copy_(self.returns * self.discount + reward.double())
+        self.update(self.returns)
+        self.returns.masked_fill_(ended, 0.0)
+
+    def forward(self, reward: Tensor) -> Tensor:
+        return (reward / torch.sqrt(self.var + 1e-8)).clamp(-self.clip, self.clip).float()
