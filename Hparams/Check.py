@@ -1,0 +1,201 @@
+"""Whether composed values make sense: keys, types, ranges, combinations. What does not is told in one line, with the nearest valid choices.
+
+Imports neither torch nor a simulator's engine, so that a misspelt key is refused at once.
+"""
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from Datasets.Suites.Names import FIND, find_task
+
+FOLDER = Path(__file__).parent
+
+GROUPS = ('task', 'Agent', 'aux', 'explore', 'core')
+PARTS = ('Aug', 'Eyes', 'pool', 'Pi_trunk', 'Q_trunk', 'Pi_head', 'Q_head', 'Optim', 'Scheduler')  # by short or dotted name
+TEXTS = ('root', 'replay.path', 'load_path', 'plotting.reference')  # paths; the name of one may be a number
+PATTERNS = ('plotting.plot_experiments', 'plotting.plot_agents', 'plotting.plot_suites', 'plotting.plot_tasks')
+CHOICES: dict[str, tuple[Any, ...]] = {'precision': ('fp32', 'bf16'), 'replay.store': ('auto', 'map', 'ram', 'device'),
+                                       'replay.sampler': (None, 'uniform', 'epoch')}
+FRACTIONS = ('lr', 'weight_decay', 'reward_clip', 'grad_clip', 'replay.wait')  # numbers whose default is whole or null
+COUNTS = ('frame_stack', 'action_repeat', 'evaluate_envs', 'plotting.steps')  # whole numbers whose default is null
+ONE_OR_MORE = ('num_envs', 'batch_size', 'nstep', 'updates_per_learn', 'replay.capacity', 'evaluate_episodes', 'evaluate_envs', 'frame_stack',
+               'action_repeat', 'hidden_dim', 'trunk_dim', 'video.fps')
+ZERO_OR_MORE = ('train_steps', 'seed_steps', 'explore_steps', 'learn_per_steps', 'learn_steps_after', 'evaluate_per_steps', 'log_per_steps',
+                'plot_per_steps', 'save_per_steps', 'load_per_steps', 'lr', 'weight_decay', 'lr_decay_steps', 'seed', 'replay.wait')
+ABOVE_ZERO = ('reward_clip', 'grad_clip', 'adam_eps')
+UP_TO_ONE = ('discount', 'ema_decay')
+
+
+class ConfigError(ValueError):
+    """What was asked for cannot be composed; the message is one line for the user."""
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """args.yaml as plain containers, flattened to dotted keys."""
+    tree = OmegaConf.to_container(OmegaConf.load(FOLDER / 'args.yaml'))  # unlike plain YAML it reads 1e-4 as a number
+    assert isinstance(tree, dict)
+    return {key: value for key, value in flatten(tree).items() if not key.startswith(('hydra.', 'defaults'))}
+
+
+def check(values: dict[str, Any]) -> None:
+    """Refuses what cannot be meant. Numbers written as 1e5 become integers where a whole number is. Raises: ConfigError."""
+    check_keys(values)
+    for key, value in flatten(values).items():
+        if key in defaults():
+            assign(values, key, typed(key, value, defaults()[key]))
+    check_ranges(flatten(values))
+    check_identity(values)
+    check_patterns(flatten(values))
+    if values['evaluate_envs'] is None:
+        values['evaluate_envs'] = max(n for n in range(1, 9) if values['evaluate_episodes'] % n == 0)
+    if values['evaluate_episodes'] % values['evaluate_envs']:
+        raise ConfigError(f'evaluate_episodes={values["evaluate_episodes"]} cannot be shared out evenly over evaluate_envs={values["evaluate_envs"]}')
+    if values['offline'] and values['learn_per_steps'] == 0 and values['train_steps']:
+        raise ConfigError('offline=true with learn_per_steps=0 would do nothing: an offline run neither plays nor, so, learns')
+    if values['offline'] and values['replay']['load']:
+        raise ConfigError('offline=true reads a stored replay where it lies, replay.load=true starts from a copy of one: choose one')
+    if values['load'] and values['overwrite']:
+        raise ConfigError('load=true resumes a run and overwrite=true replaces it: choose one')
+
+
+# --- keys
+
+def check_keys(values: dict[str, Any]) -> None:
+    """Refuses keys that nothing reads (`+` lets any through), sections that are not sections, and gaps that `~` left. Raises: ConfigError."""
+    known = defaults()
+    sections = {key.rpartition('.')[0] for key in known if '.' in key} | {'recipes', 'agent', 'environment'}
+    parts = {key.rpartition('.')[0] for key in known if key.startswith('recipes.')}
+    for key, value in flatten(values).items():
+        if key in sections and not isinstance(value, dict):
+            example = f'{key}._target_={value}' if key in parts else f'{key}.KEY=…'
+            raise ConfigError(f'{key}={value}: that is a group of keys; write {example}')
+        group = key.partition('.')[0]
+        if group == 'recipes':
+            if key not in known and not any(key.startswith(f'{part}.') for part in parts) and key not in sections:
+                raise ConfigError(f'{key}: no such part; there are: {", ".join(sorted(parts))} (Hparams/args.yaml)')
+        elif key not in known and group not in ('agent', 'environment', *GROUPS) and key not in ('agent_name', 'plugs'):
+            raise ConfigError(unknown_key(key))
+    flat = flatten(values)
+    for key in known:
+        if key not in flat and not key.startswith(('recipes.', 'agent', 'environment')):
+            raise ConfigError(f'{key} was taken out: give it a value instead of ~{key}')
+    if not isinstance(values.get('agent'), dict) or not values['agent'].get('_target_'):
+        raise ConfigError('agent._target_ was taken out: choose the agent with Agent=…')
+
+
+def unknown_key(key: str) -> str:
+    """The line for a key that does not exist."""
+    known = [k for k in defaults() if not k.startswith('recipes')] + list(GROUPS)
+    known += [f'{group}.{k}' for group, folder in (('environment', 'task'), ('agent', 'Agent')) for k in file_keys(folder, group)]
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or difflib.get_close_matches(key.split('.')[-1], known, n=3, cutoff=0.5)
+    if key.startswith(('agent.', 'environment.', 'recipes.')):
+        return f'{key}: not among the defaults' + (f'; nearest: {", ".join(close)}' if close else '') + f'; an argument of the constructor is given as +{key}=…'
+    return f'{key}: no such key; nearest: {", ".join(close) or "see python Run.py --help"} (Hparams/args.yaml)'
+
+
+@cache
+def file_keys(folder: str, group: str) -> list[str]:
+    """The keys below `group` in any file of a folder of presets."""
+    trees = [OmegaConf.to_container(OmegaConf.load(file)) for file in sorted((FOLDER / folder).glob('*.yaml'))]
+    return sorted({str(key) for tree in trees if isinstance(tree, dict) for key in tree.get(group) or {} if key != '_target_'})
+
+
+# --- values
+
+def typed(key: str, value: Any, default: Any) -> Any:
+    """The value as its key wants it. Raises: ConfigError."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if key in PARTS or key.endswith('._target_'):
+        if value is not None and (not isinstance(value, str) or not value):
+            raise ConfigError(f'{key}={value}: expected the name of a part, short or dotted')
+    elif key in TEXTS or key == 'experiment':
+        if not (isinstance(value, (str, int, float)) and str(value)) and (value is not None or default is not None):
+            raise ConfigError(f'{key}={value}: expected {"a name" if key == "experiment" else "a path"}')
+        return None if value is None else str(value)
+    elif key in PATTERNS:
+        return None if value is None else [str(name) for name in (value if isinstance(value, list) else [value])]
+    elif isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(f'{key}={value}: expected true or false')
+    elif key in FRACTIONS or isinstance(default, float):
+        if not number and (value is not None or default is not None):
+            raise ConfigError(f'{key}={value}: expected a number')
+    elif isinstance(default, int) or key in COUNTS or key in ('threads', 'env_threads'):
+        whole = number and math.isfinite(value) and value == int(value)
+        if not whole and not (isinstance(default, str) and value == default) and not (default is None and value is None):
+            raise ConfigError(f'{key}={value}: expected a whole number' + (f' or {default}' if isinstance(default, str) else ''))
+        return int(value) if whole else value
+    return value
+
+
+def check_ranges(flat: Mapping[str, Any]) -> None:
+    for keys, good, expected in ((ONE_OR_MORE, lambda x: x >= 1, '1 or more'), (ZERO_OR_MORE, lambda x: 0 <= x < math.inf, '0 or more'),
+                                 (ABOVE_ZERO, lambda x: 0 < x < math.inf, 'a number above 0'), (UP_TO_ONE, lambda x: 0 <= x <= 1, 'a number from 0 to 1'),
+                                 (('threads', 'env_threads'), lambda x: x == 'auto' or x >= 1, 'auto, or 1 or more'),
+                                 (('seed',), lambda x: x < 2 ** 32, 'less than 2³²')):
+        for key in keys:
+            if flat[key] is not None and not good(flat[key]):
+                raise ConfigError(f'{key}={flat[key]}: expected {expected}')
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            raise ConfigError(f'{key}={flat[key]}: expected one of {", ".join(str(c) for c in choices if c)}')
+    if not re.fullmatch(r'auto|cpu|cuda(:\d+)?|mps', str(flat['device'])):
+        raise ConfigError(f'device={flat["device"]}: expected auto, cpu, cuda or cuda:N')
+
+
+def check_identity(values: Mapping[str, Any]) -> None:
+    """What a run's folder is named by."""
+    suite, task = values['suite'], values['task_name']
+    if suite not in FIND:
+        raise ConfigError(f'suite={suite}: expected one of {", ".join(FIND)}; choose it as task={next(iter(FIND))}/…')
+    try:
+        canonical = find_task(f'{suite}/{"" if task == "???" else task}')
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if canonical != (suite, task):
+        raise ConfigError(f'task_name={task}: choose it as task={suite}/{canonical[1]}')
+    if not re.search('[A-Za-z0-9]', values['experiment']) or values['experiment'].startswith('.'):
+        raise ConfigError(f'experiment={values["experiment"]}: expected a name for a folder, with a letter or a digit, not beginning with a dot')
+
+
+def check_patterns(flat: Mapping[str, Any]) -> None:
+    """Plots come hours later: what they would stumble over is refused now."""
+    for key in PATTERNS:
+        for name in flat[key] or ():
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise ConfigError(f'{key}={flat[key]}: {name} is no regular expression ({error})') from error
+    reference = flat['plotting.reference']
+    if reference and not Path(reference).is_file():
+        raise ConfigError(f'plotting.reference={reference}: no such file')
+
+
+# --- trees
+
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    return dict(leaves(tree, prefix))
+
+
+def leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, leaf = dotted.split('.')
+    for key in path:
+        tree = tree[key]
+    tree[leaf] = value

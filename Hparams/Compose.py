@@ -1,0 +1,124 @@
+"""From the command line to plain, checked values: composes with Hydra, says in one line what is wrong, and forgets OmegaConf.
+
+Imports neither torch nor a simulator's engine, so that a misspelt key is refused at once.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from Datasets.Suites.Names import FIND, find_task, nearest
+from Hparams.Check import FOLDER, GROUPS, ConfigError, check, defaults, flatten, unknown_key
+from Hparams.Registry import agents, find_agent, register
+
+__all__ = ['ConfigError', 'compose_args', 'defaults', 'explain', 'flatten', 'help_text', 'plain_args', 'quoted']
+
+
+def compose_args(overrides: Sequence[str]) -> dict[str, Any]:
+    """Composes and checks a run's values in this process. Raises: ConfigError."""
+    register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(FOLDER), version_base='1.3'):
+            config = compose('args', overrides=quoted(overrides), return_hydra_config=True)
+            return plain_args(config, config.hydra.runtime.choices)
+    except Exception as error:
+        raise explain(error, overrides) from error
+
+
+# of Hydra's own grammar; it has no other
+FUNCTIONS = ('bool', 'choice', 'extend_list', 'float', 'glob', 'int', 'interval', 'json_str', 'range', 'shuffle', 'sort', 'str', 'tag')
+CALL = re.compile(rf'\b(?!(?:{"|".join(FUNCTIONS)})\()[A-Za-z_]\w*\([^()]*\)')
+
+
+def quoted(overrides: Sequence[str]) -> list[str]:
+    """Puts quotes around schedules, `agent.epsilon=linear(1.0,0.1,500)`, which Hydra would take for calls of its functions."""
+    parts = [override.partition('=') for override in overrides]
+    return [key + equals + (value if set(value) & set('\'"{}') else CALL.sub(r"'\g<0>'", value)) for key, equals, value in parts]
+
+
+def plain_args(config: Any, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain containers from a composed config, checked. Adds `agent_name` (canonical) and `plugs` (names other than none).
+
+    Args:
+        choices: what was chosen of each config group."""
+    OmegaConf.set_struct(config, False)
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    values.pop('hydra', None)
+    target = values['agent'].get('_target_') if isinstance(values.get('agent'), dict) else None
+    values['agent_name'] = find_agent(str(target)) if target else ''
+    values['plugs'] = [str(choices[group]) for group in ('aux', 'explore', 'core') if choices.get(group, 'none') != 'none']
+    check(values)
+    return values
+
+
+def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
+    """The one line behind one of Hydra's errors, with the nearest valid names and where they are set."""
+    if isinstance(error, ConfigError):
+        return error
+    text, cause = str(error), str(error.__cause__ or '')
+    missing = getattr(error, 'missing_cfg_file', None)
+    if missing:
+        group, _, name = str(missing).partition('/')
+        return ConfigError(unknown_choice(group, name, getattr(error, 'options', None) or []))
+    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text + cause)
+    if key:
+        return ConfigError(unknown_key(key[1]))
+    if 'Could not append to config' in text:
+        name = re.search(r"'([^']+)'", text)
+        return ConfigError(f'+{name[1] if name else ""}: that key exists already; leave the + out')
+    for override in overrides:
+        if '=' not in override and not override.startswith(('-', '~')):
+            return ConfigError(f'{override}: write key=value')
+        if override.partition('=')[0] in ('', *GROUPS) and override.partition('=')[2] in ('', 'null', 'Null', 'NULL', '~'):
+            return ConfigError(f'{override}: expected a name')
+    if 'resolving interpolation' in text:
+        return ConfigError('task and Agent: expected one name each, as task=atari/pong; several need -m (or --multirun)')
+    if 'Ambiguous value' in text:
+        return ConfigError(' '.join(text.partition('\n')[0].split()) + ': several values need -m (or --multirun), a list is written [a,b]')
+    if any(sign in text for sign in ('mismatched input', 'no viable alternative', 'token recognition', 'extraneous input', 'LexerNoViableAlt')):
+        return ConfigError(f'cannot read the command line: {text.splitlines()[0]} (write key=value; quote values that hold spaces, commas or brackets)')
+    return ConfigError(' '.join((text.partition('See https://')[0] or type(error).__name__).split())[:400])
+
+
+def unknown_choice(group: str, name: str, options: Sequence[str]) -> str:
+    try:
+        if group == 'task':
+            find_task(name)
+        if group == 'Agent':
+            find_agent(name)
+    except ValueError as error:
+        return str(error)
+    close = nearest(name, options) or list(options)
+    return f'{group}={name}: no such {group}; nearest: {", ".join(close[:5])} (Hparams/{group}/)'
+
+
+def help_text() -> str:
+    shipped = ', '.join(agents())
+    return f"""Graft: any agent, any auxiliary loss, any exploration bonus, any memory, from the command line.
+
+  python Run.py [key=value …]        bare: Agent=Agents.DQN task=atari/pong
+
+suites    {', '.join(f'task={suite}/…' for suite in FIND)}
+          atari: any game ale-py ships; gym: any Gymnasium id with Box or Discrete spaces
+agents    {shipped}; your own: Agent=my_package.MyAgent
+
+flags     train_steps=N seed=N num_envs=N          how long, which seed, how many lanes
+          experiment=NAME                          runs go to Benchmarking/NAME/
+          load=true | overwrite=true               resume this run | replace it
+          learn_per_steps=N batch_size=N nstep=N lr=X discount=X
+          evaluate_per_steps=N evaluate_episodes=N log_video=true
+          save_per_steps=N replay.save=true offline=true
+          precision=bf16 compile=true device=cuda
+          Eyes=NAME Aug=NAME agent.KEY=… +agent.KEY=… environment.KEY=…
+          all of them with their meaning: Hparams/args.yaml
+
+examples  python Run.py task=gym/CartPole-v1
+          python Run.py task=atari/breakout num_envs=16 precision=bf16 log_video=true
+          python Run.py -m task=atari/pong,atari/boxing seed=1,2,3
+"""

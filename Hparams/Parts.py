@@ -1,0 +1,97 @@
+"""Whether the parts that were asked for exist and take what they are given: agent, recipes and suite, before any of them is built."""
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from Datasets.Suites import MODULES
+from Utils import Args, check_arguments, locate, refuse_unknown, schedule
+
+WORDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a name', type(None): 'null'}
+SCHEDULE = re.compile(r'\w+\(.*\)')
+
+
+def check_parts(args: Args) -> None:
+    """Refuses unknown parts and arguments, and arguments of a wrong type; whole numbers written as 1e5 become integers.
+
+    Raises: ValueError. ImportError: a simulator is not installed."""
+    target = locate(args.agent['_target_'], 'Agent')
+    refuse_unknown(args.agent, target, 'agent')
+    check_types(args.agent, target, 'agent')
+    for where, recipe in recipes(args.recipes, 'recipes'):
+        check_arguments(recipe, where)
+        check_types(recipe, locate(recipe['_target_'], where), where)
+    module = import_module(f'Datasets.Suites.{MODULES[args.suite]}')
+    suite = getattr(module, MODULES[args.suite])
+    known = [name for function in (module.make, suite) for name in parameters(function) if name not in ('task', 'num_envs', 'options')]
+    for option in args.environment:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=3, cutoff=0.4) or known
+            raise ValueError(f'environment.{option}: task={args.suite}/… has no such option; nearest: {", ".join(close)}')
+    for function in (module.make, suite):
+        check_types(args.environment, function, 'environment', optional=True)
+
+
+def recipes(tree: Mapping[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every recipe that names its part, with its key."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            if value.get('_target_'):
+                yield f'{where}.{key}', value
+            yield from recipes(value, f'{where}.{key}')
+
+
+def check_types(values: dict[str, Any], target: Callable[..., Any], where: str, optional: bool = False) -> None:
+    """Compares values with the annotations of the parameters that take them; what these do not say is let through.
+
+    Args:
+        optional: null leaves any of them at its default."""
+    hints = parameters(target)
+    for key, value in values.items():
+        parameter = hints.get(key)
+        if parameter is None or (optional and value is None):
+            continue
+        allowed = alternatives(parameter.annotation)
+        if not any(fits(value, kind) for kind in allowed):
+            if int in allowed and isinstance(value, float) and value.is_integer():
+                values[key] = int(value)
+                continue
+            expected = ' or '.join(dict.fromkeys(WORDS.get(kind) or ', '.join(map(str, typing.get_args(kind))) for kind in allowed))
+            raise ValueError(f'{where}.{key}={value}: expected {expected}')
+        if isinstance(parameter.default, str) and SCHEDULE.fullmatch(parameter.default):
+            schedule(value, f'{where}.{key}')
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Parameters by name, those of base classes included, their annotations resolved where that is possible."""
+    found: dict[str, inspect.Parameter] = {}
+    for function in ([c.__init__ for c in target.__mro__ if '__init__' in vars(c)] if inspect.isclass(target) else [target]):
+        try:
+            signature = inspect.signature(function, eval_str=True)
+        except (NameError, TypeError, ValueError):  # an annotation that only a type checker can resolve; a built-in
+            continue
+        found = {name: p for name, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name != 'self'} | found
+    return found
+
+
+def alternatives(annotation: Any) -> list[Any]:
+    """The types of a union, or the one there is."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return [kind for one in typing.get_args(annotation) for kind in alternatives(one)] if union else [type(None) if annotation is None else annotation]
+
+
+def fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    if kind not in WORDS:  # none of the plain types: its constructor knows best
+        return True
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))

@@ -1,0 +1,99 @@
+"""A Hydra config source for what no file holds: tasks from the simulators' registries, agents by dotted path, names in any spelling.
+
+`task=atari/battlezone` becomes `task/atari.yaml` plus the name; `Agent=Agents.DQNAgent` is the preset of `Agents.DQN`;
+`Agent=my_package.MyAgent` needs no YAML; `paper/<Agent>/<task>` is looked up under the canonical names of both.
+Searched after the folder `Hparams`, through `hydra.searchpath: ['graft://registry']` in args.yaml.
+"""
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from omegaconf import OmegaConf
+
+from Datasets.Suites.Names import FIND, find_task, nearest
+
+FOLDER = Path(__file__).parent
+
+
+def agents() -> list[str]:
+    """The agents that ship, by their files: Agents.DQN, …"""
+    return sorted(f'Agents.{file.stem}' for file in (FOLDER.parent / 'Agents').glob('*.py') if file.stem not in ('__init__', 'Agent'))
+
+
+def find_agent(name: str) -> str:
+    """Canonical dotted name. `DQN`, `DQNAgent`, `Agents.DQNAgent` are `Agents.DQN`; a user's `package.Class` stays.
+
+    Raises: ValueError that names the nearest agents, or the module that cannot be found."""
+    stem = name.removeprefix('Agents.')
+    for agent in agents():
+        if stem.lower() in (agent[7:].lower(), agent[7:].lower() + 'agent'):
+            return agent
+    module, _, _ = name.rpartition('.')
+    if module and module != 'Agents':
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        try:
+            if importlib.util.find_spec(module) is not None:
+                return name
+        except (ImportError, ValueError):
+            pass
+        raise ValueError(f'Agent={name}: no module {module!r} in this folder or on PYTHONPATH; nearest agents: {", ".join(nearest(name, agents()) or agents())}')
+    raise ValueError(f'Agent={name}: no such agent; nearest: {", ".join(nearest(name, agents()) or agents())}')
+
+
+class GraftSource(ConfigSource):
+    @staticmethod
+    def scheme() -> str:
+        return 'graft'
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in ('', 'task', 'Agent') or (config_path.startswith('task/') and config_path[5:] in FIND)
+
+    def is_config(self, config_path: str) -> bool:
+        try:
+            return self.derive(config_path) is not None
+        except ValueError:
+            return False
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        return []
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        config = self.derive(config_path)
+        if config is None:
+            raise ConfigLoadError(f'graft://{config_path} not found')
+        return ConfigResult(provider=self.provider, path=f'graft://{config_path}', config=OmegaConf.create(config), header={'package': '_global_'})
+
+    def derive(self, config_path: str) -> dict[str, Any] | None:
+        """The config at `config_path` as plain containers, or None where this source has nothing. Raises: ValueError for an unknown name."""
+        group, _, name = config_path.removesuffix('.yaml').strip('/').partition('/')
+        if group == 'task' and '/' in name:
+            suite, task = find_task(name)
+            return {'defaults': [f'/task/{suite}@_global_', '_self_'], 'suite': suite, 'task_name': task}
+        if group == 'Agent' and name:
+            agent = find_agent(name)
+            if (FOLDER / 'Agent' / f'{agent}.yaml').exists():
+                return {'defaults': [f'/Agent/{agent}@_global_', '_self_']} if agent != name else None
+            return {'agent': {'_target_': agent}}
+        if group == 'paper' and '/' in name:
+            agent, _, task = name.partition('/')
+            path = f'{find_agent(agent)}/{"/".join(find_task(task))}'
+            if path != name and (FOLDER / 'paper' / f'{path}.yaml').exists():
+                return {'defaults': [f'/paper/{path}@_global_', '_self_']}
+        return None
+
+
+def register() -> None:
+    """Makes `graft://` known to Hydra; harmless when repeated."""
+    plugins = Plugins.instance()
+    if GraftSource not in plugins.discover(ConfigSource):
+        plugins.register(GraftSource)

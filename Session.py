@@ -1,0 +1,425 @@
+"""What one run holds, from its folder to its replay: built together, saved and restored together, closed together.
+
+Run.py has the loop; here is what each of its turns does.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import Checkpoint
+from Agents.Agent import Agent
+from Benchmarking.Folder import Folder, run_folder
+from Benchmarking.Logger import Logger
+from Benchmarking.Plot import NothingToPlot, plot
+from Benchmarking.Video import write_video
+from Datasets import Stored
+from Datasets.Replay import Replay
+from Datasets.Suites import make
+from Environment import Environment, Episode
+from Evaluation import evaluate
+from Utils import Args, NonFinite, build, check_arguments, choose_device, derive_seed, free_cores, refuse_unknown
+
+
+class Clock:
+    """Fires when a multiple of `every` is reached or passed; `every` 0 never does.
+
+    Args:
+        at_start: fires at step 0 too."""
+
+    def __init__(self, every: int, at_start: bool = False) -> None:
+        self.every, self.last = every, -1 if at_start else 0
+
+    def due(self, step: int, final: bool = False) -> bool:
+        """Whether to act at `step`. final: the run ends here; due unless it just was."""
+        fires = self.last < 0 or (final and step > self.last) or (self.every > 0 and step // self.every > self.last // self.every)
+        if fires:
+            self.last = step
+        return fires
+
+
+class Session:
+    """Builds a run from plain values.
+
+    Args:
+        values: composed and checked by Hparams.Compose.
+        overrides: in a multirun, what else distinguishes this run's folder.
+
+    Raises:
+        ValueError: a name, argument or combination is wrong, or the folder holds a run; nothing has been changed then."""
+
+    def __init__(self, values: dict[str, Any], overrides: str = '') -> None:
+        self.args = args = Args(values)
+        self.device = choose_device(args.device)
+        torch.use_deterministic_algorithms(args.deterministic)
+        if args.deterministic:
+            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        check_parts(args)
+
+        # counters; a checkpoint holds them
+        self.step = self.learn_calls = self.episodes = 0
+        self.score: float | None = None
+        self.agent_state: Any = None
+        self.stop_signal: int | None = None
+        self.weights_read = 0  # when the weights that were last taken over were written, ns
+
+        run = run_folder(args, overrides)
+        self.find_replay(run)
+        if args.load_path and not weights_file(Path(args.load_path)).exists():
+            raise ValueError(f'load_path={args.load_path}: no checkpoint there; give a run folder or its {Checkpoint.NEWEST}')
+        self.folder = Folder(run / 'offline' if args.offline else run, load=args.load, overwrite=args.overwrite, keep_replay=args.replay.load)
+        self.path = self.folder.path
+        self.learner_path = run / 'offline'  # where an offline learner of this run leaves its weights
+        self.only_evaluates = self.folder.resumed and args.train_steps == 0  # the run stays as it is
+        try:
+            self.set_up()
+        except BaseException:
+            self.close()
+            self.folder.abandon()
+            raise
+
+    def set_up(self) -> None:
+        """All that a user may have got wrong comes before the folder is claimed, and so before anything is written or made room for."""
+        args = self.args
+        state = self.read_checkpoint() if self.folder.resumed else None
+        self.environment = self.make_environment(args.num_envs, train=True)
+        self.evaluation: Environment | None = None
+        torch.set_num_threads(torch_threads(args, self.environment.obs_spec.is_image))
+        self.agent = self.make_agent()
+        if args.load_path and not state:
+            self.load_weights(weights_file(Path(args.load_path)))
+        if not (args.offline or state):
+            self.check_room()
+
+        self.folder.claim()
+        resume_step = (1 << 62 if self.only_evaluates else state['step']) if state else None
+        self.logger = Logger(self.path, tensorboard=args.logger.tensorboard, progress=args.logger.progress, resume_step=resume_step,
+                             total_steps=args.train_steps, title=f'{args.agent_name.removeprefix("Agents.")} {args.suite}/{args.task_name}')
+        self.clocks = {'evaluate': Clock(args.evaluate_per_steps, at_start=True), 'log': Clock(args.log_per_steps), 'plot': Clock(args.plot_per_steps),
+                       'save': Clock(args.save_per_steps), 'load': Clock(args.load_per_steps)}
+        if not self.only_evaluates:
+            self.replay = self.make_replay(state)
+        if state:
+            self.restore(state)
+        else:
+            self.start()
+        self.began = self.step
+
+    # --- building
+
+    def make_environment(self, num_envs: int, train: bool) -> Environment:
+        args = self.args
+        suite = make(args.suite, args.task_name, num_envs=num_envs, train=train, num_threads=env_threads(args), **args.environment)
+        return Environment(suite, seed=derive_seed(args.seed, 'environment' if train else 'evaluation'))
+
+    def make_agent(self) -> Agent:
+        """The agent takes what it knows by name from the configuration's top level, and its own numbers from `agent`."""
+        args = self.args
+        torch.manual_seed(derive_seed(args.seed, 'initialisation'))
+        common = {key: value for key, value in args.items() if not isinstance(value, dict)} | {'seed': derive_seed(args.seed, 'agent'), 'device': self.device}
+        return build(args.agent, '', 'agent', obs_spec=self.environment.obs_spec, action_spec=self.environment.action_spec, recipes=args.recipes, **common)
+
+    def find_replay(self, run: Path) -> None:
+        """Where this run's replay lies, and the one that it reads or starts from. Raises: ValueError: there is none to read."""
+        args, root, own = self.args, Path(self.args.root), run / 'replay'
+        self.replay_path = Path(args.replay.path) if args.replay.path and not args.replay.load else own
+        self.replay_source: Path | None = None
+        if args.offline:
+            Stored.wait_for(self.replay_path, args.replay.wait, Stored.advice(root, args.suite, safe(args.task_name)))
+        elif args.replay.load and not args.load:
+            self.replay_source = Stored.find_source(args.replay.path, own, root, args.suite, safe(args.task_name))
+        elif Stored.exists(self.replay_path) and not (args.load or args.overwrite or (run / '.lock').exists()):
+            raise ValueError(f'{self.replay_path} holds a replay: replay.load=true starts from it, another replay.path leaves it alone')
+
+    def replay_sizes(self, state: dict[str, Any] | None) -> dict[str, int]:
+        """Of the ring: what the run can fill, or as they are where a replay goes on: a longer train_steps does not grow it."""
+        args = self.args
+        if state or self.replay_source == self.replay_path:
+            ring = state['replay']['layout']['ring'] if state else read_layout(self.replay_path)['ring']
+            return {'capacity': ring['rows'] * ring['num_envs'], 'slack': ring['slack'], 'window': ring['window']}
+        return {'capacity': capacity(args), 'slack': 2 * args.save_per_steps // args.num_envs + 64 if args.save else 0, 'window': args.nstep}
+
+    def on_disk(self) -> Path | None:
+        """The folder of the replay, where there is to be one."""
+        return self.replay_path if self.args.save or self.args.replay.save or self.args.replay.load or self.args.replay.path else None
+
+    def check_room(self) -> None:
+        """Refuses a replay that cannot fit, and one that others wrote. Raises: ValueError."""
+        needed = Replay.bytes_needed(self.environment.obs_spec, self.environment.action_spec, num_envs=self.args.num_envs, **self.replay_sizes(None),
+                                     extras=self.agent.extras)
+        place(self.store, self.on_disk(), needed, stored_bytes(self.replay_path))
+        if self.replay_source:
+            self.open_reader(self.replay_source).close()
+
+    @property
+    def store(self) -> str:
+        return str(self.device) if self.args.replay.store == 'device' else self.args.replay.store
+
+    def shared(self) -> dict[str, Any]:
+        """What every replay of this run is given."""
+        args, environment = self.args, self.environment
+        return {'obs_spec': environment.obs_spec, 'action_spec': environment.action_spec, 'num_envs': args.num_envs, 'discount': args.discount,
+                'reward_clip': args.reward_clip, 'seed': derive_seed(args.seed, 'replay')}
+
+    def open_reader(self, path: Path) -> Replay:
+        return Replay(**self.shared(), capacity=self.args.replay.capacity, path=path, mode='read', sampler=self.args.replay.sampler or 'epoch')
+
+    def make_replay(self, state: dict[str, Any] | None) -> Replay:
+        """The replay in its folder: new, resumed, begun with what an earlier run stored, or another process's to read."""
+        args, path = self.args, self.replay_path
+        if args.offline:
+            return Stored.open_reader(lambda: self.open_reader(path), path, args.replay.wait)
+        if state and not Stored.exists(path):
+            self.logger.say(f'{path} was not kept when the run ended (replay.save=false): it fills anew, so this is not an exact resume')
+        replay = Replay(**self.shared(), **self.replay_sizes(state), path=self.on_disk(), extras=self.agent.extras, store=self.store,
+                        sampler=args.replay.sampler or 'uniform')
+        self.logger.say(f'replay: {replay.bytes / 1e9:.3g} GB for {replay.capacity} rows, {replay.store}')
+        if self.replay_source and self.replay_source != path:
+            source = self.open_reader(self.replay_source)
+            self.logger.say(f'replay: {Stored.copy(source, replay)} transitions from {self.replay_source}')
+            source.close()
+        return replay
+
+    def start(self) -> None:
+        """A run that begins: first observations, a checkpoint to come back to."""
+        if not self.args.offline:
+            self.replay.begin(self.environment.start())
+        if self.args.save:
+            self.save()
+        self.folder.write_config(self.args)
+
+    # --- the loop's turns
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.args.train_steps
+
+    def advance(self) -> None:
+        """One vector step: act, let the simulator work while the agent learns, and remember. Offline a step is a turn of the loop."""
+        environment, agent = self.environment, self.agent
+        if self.args.offline:
+            self.step += 1
+            return self.learn()
+        agent.step = self.step
+        action, extras, self.agent_state = agent.act(environment.observe().to(self.device), self.agent_state)
+        environment.send(action)
+        if agent.overlap:
+            self.learn()
+        rows = environment.receive()
+        self.replay.add(**rows.columns(), **extras)
+        self.step += environment.num_envs
+        for episode in environment.pop_episodes():
+            self.episodes += 1
+            self.logger.record('train', {'reward': episode.score, 'episode_length': episode.length})
+        if not agent.overlap:
+            self.learn()
+
+    def learn_calls_due(self) -> int:
+        """Calls of the agent's learn that the steps so far ask for; `learn_steps_after` more at the end."""
+        args = self.args
+        if args.learn_per_steps == 0 or args.train_steps == 0:
+            return 0
+        steps = min(self.step, args.train_steps) - (0 if args.offline else args.seed_steps)
+        return max(0, steps) // args.learn_per_steps * args.updates_per_learn + (args.learn_steps_after if self.finished else 0)
+
+    def learn(self) -> None:
+        """Every update that is due."""
+        self.agent.step = self.step
+        while self.learn_calls < self.learn_calls_due() and not (self.stopping and self.finished):
+            metrics = self.guarded_learn()
+            if self.args.agent_log:
+                self.logger.record('train', metrics)
+            self.learn_calls += 1
+
+    def guarded_learn(self) -> dict[str, Tensor]:
+        try:
+            return self.agent.learn(self.replay)
+        except NonFinite as error:
+            Checkpoint.write(self.path / 'nonfinite.pt', {'agent': self.agent.state(), 'batch': self.replay.last_batch(), 'step': self.step, 'loss': error.loss})
+            raise NonFinite(error.loss, error.value, f' at step {self.step}, update {self.agent.update_count}; agent and batch are in {self.path / "nonfinite.pt"}, '
+                            f'the last checkpoint is intact') from None
+
+    def counters(self) -> dict[str, Any]:
+        counters = {'step': self.step, 'frame': self.step * self.environment.action_repeat, 'update': self.agent.update_count, 'episode': self.episodes}
+        return counters | ({'epoch': self.replay.epochs} if self.args.offline and not self.only_evaluates else {})
+
+    def records(self) -> None:
+        """What falls due besides learning: rows, fresh weights, checkpoints, plots."""
+        step, clocks = self.step, self.clocks
+        self.logger.tick(step, step * self.environment.action_repeat, self.agent.update_count)
+        if clocks['log'].due(step):
+            self.logger.dump('train', **self.counters())
+        if clocks['load'].due(step):
+            self.reload_weights()
+        if clocks['save'].due(step) or (self.args.save and self.replay.slack_used_up):
+            self.save()
+        if clocks['plot'].due(step):
+            self.plot()
+
+    def evaluate(self) -> None:
+        """`evaluate_episodes` greedy episodes with seeds of their own; training notices nothing."""
+        args = self.args
+        self.clocks['evaluate'].last = self.step
+        if self.evaluation is None:
+            self.evaluation = self.make_environment(args.evaluate_envs, train=False)
+        seed = derive_seed(args.seed, 'evaluate', self.step)
+        with self.logger.evaluating(), torch.random.fork_rng():
+            episodes = evaluate(self.agent, self.evaluation, args.evaluate_episodes, seed, lambda: self.stopping)
+        if episodes is None:  # interrupted: done again on resume
+            self.clocks['evaluate'].last = -1
+            return
+        self.score = float(np.mean([episode.score for episode in episodes]))
+        self.logger.dump('eval', **self.counters(), metrics={'reward': self.score, 'reward_std': float(np.std([e.score for e in episodes])),
+                                                             'episode_length': float(np.mean([e.length for e in episodes]))})
+        if args.log_video:
+            self.video(episodes[0])
+
+    def video(self, episode: Episode) -> None:
+        assert self.evaluation is not None
+        frames = self.evaluation.suite.render_episode(episode.seed, list(episode.actions))
+        try:
+            write_video(self.path / 'videos' / f'{self.step}.mp4', frames, fps=self.args.video.fps)
+        except (OSError, ImportError, RuntimeError, ValueError) as error:
+            self.logger.say(f'no video of step {self.step}: {error}')
+
+    def plot(self) -> None:
+        options = self.args.plotting
+        experiment = safe(self.args.experiment)
+        if options.plot:
+            try:
+                plot(options.plot_experiments or re.escape(experiment), root=self.args.root, out=Path(self.args.root) / experiment / 'Plots',
+                     agents=options.plot_agents, suites=options.plot_suites, tasks=options.plot_tasks, steps=options.steps, tabular=options.tabular,
+                     x='frame' if options.reference else 'step', reference=options.reference, say=self.logger.say)
+            except (NothingToPlot, OSError, ValueError) as error:  # a run is worth more than its picture
+                self.logger.say(f'no plot: {error}')
+
+    # --- saving and loading
+
+    def save(self) -> None:
+        """The run as a checkpoint. A full disk costs this checkpoint, never the last one."""
+        weights = [p for p in self.agent.parameters() if p.is_floating_point()]
+        if not all(torch.isfinite(p).all() for p in weights):
+            raise NonFinite('weights', float('nan'), f' at step {self.step}; the last checkpoint is intact')
+        try:
+            self.replay.sync()
+            Checkpoint.save(self.path, {
+                'step': self.step, 'learn_calls': self.learn_calls, 'episodes': self.episodes, 'score': self.score,
+                'agent': self.agent.state(), 'agent_state': self.agent_state, 'environment': None if self.args.offline else self.environment.state_dict(),
+                'replay': self.replay.state_dict(), 'logger': self.logger.state_dict(), 'clocks': {name: clock.last for name, clock in self.clocks.items()},
+                'torch': torch.get_rng_state(), 'graft_version': VERSION})
+        except OSError as error:
+            self.logger.say(f'checkpoint of step {self.step} not written: {error}; the last good one is intact')
+            if self.finished or self.stopping:
+                raise
+
+    def read_checkpoint(self) -> dict[str, Any]:
+        state, complaints = Checkpoint.load(self.path, 'cpu')
+        for complaint in complaints:
+            print(f'{complaint}; going on from the one before, step {state["step"]}', flush=True)
+        for change in self.folder.changed(self.args):
+            print(f'resuming with another setting, {change}', flush=True)
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step, self.learn_calls, self.episodes, self.score = state['step'], state['learn_calls'], state['episodes'], state['score']
+        self.agent.load_state(state['agent'])
+        self.agent_state = state['agent_state']
+        if not self.args.offline:
+            self.environment.load_state_dict(state['environment'])
+        if self.args.offline:
+            self.replay.rng.bit_generator.state = state['replay']['rng']
+        elif not self.replay.resumable:
+            self.replay.begin(self.environment.frames)  # the stored rows are gone
+        else:
+            self.replay.load_state_dict(state['replay'])
+        self.logger.load_state_dict(state['logger'])
+        for name, last in state['clocks'].items():
+            self.clocks[name].last = last
+        torch.set_rng_state(state['torch'])
+
+    def load_weights(self, file: Path) -> None:
+        self.agent.load_weights(Checkpoint.read(file, self.device)['agent']['weights'])
+
+    def reload_weights(self) -> None:
+        """Takes the newest weights of an offline learner (or of load_path), if there are newer ones."""
+        file = weights_file(Path(self.args.load_path)) if self.args.load_path else self.learner_path / Checkpoint.NEWEST
+        with contextlib.suppress(FileNotFoundError):
+            written = file.stat().st_mtime
+            if written > self.weights_read:
+                self.load_weights(file)
+                self.weights_read = written
+                self.logger.record('train', {'weights_loaded': 1})
+
+    # --- the end
+
+    @property
+    def stopping(self) -> bool:
+        return self.stop_signal is not None
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Ends the run at the next turn of the loop, saved and plotted; asked twice, at once."""
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stop_signal = number
+        self.logger.say(f'{signal.Signals(number).name}: saving and plotting; once more to leave at once')
+
+    def finish(self) -> None:
+        """Saves and plots; after the last step the replay goes, unless it is to be kept."""
+        if self.ended_before:
+            return
+        if self.clocks['log'].due(self.step, final=not self.stopping):
+            self.logger.dump('train', **self.counters())
+        if self.args.save:
+            self.save()
+        self.plot()
+        if self.finished and not self.stopping and not self.args.offline and not self.args.replay.save:
+            self.replay.discard()
+
+    def close(self) -> None:
+        for part in ('environment', 'evaluation', 'replay', 'logger', 'folder'):
+            if getattr(self, part, None) is not None:
+                getattr(self, part).close()
+
+
+VERSION = '0.1.0'
+
+
+def capacity(args: Args) -> int:
+    """Rows over all lanes: what was asked for, but no more than the run can fill (a final observation for every tenth step at most)."""
+    fillable = args.train_steps + args.train_steps // 10 + 64 * args.num_envs
+    return max(min(args.replay.capacity, fillable), args.num_envs * (args.nstep + 1))
+
+
+def torch_threads(args: Args, images: bool) -> int:
+    """Convolutions take every free core, small vectors one: two threads would wait for each other longer than they work."""
+    if args.threads != 'auto':
+        return int(args.threads)
+    return int(os.environ.get('OMP_NUM_THREADS') or (free_cores() if images else 1))
+
+
+def env_threads(args: Args) -> int:
+    """Threads of a native vector env: no more than lanes or cores."""
+    return min(free_cores(), args.num_envs) if args.env_threads == 'auto' else args.env_threads
+
+
+def weights_file(path: Path) -> Path:
+    """The checkpoint meant by a run folder or a file."""
+    return path / Checkpoint.NEWEST if path.is_dir() else path
+
+
+def check_parts(args: Args) -> None:
+    """Refuses unknown parts and arguments before anything is built."""
+    from Utils import locate
+    target = locate(args.agent['_target_'], 'Agent')
+    refuse_unknown(args.agent, target, 'agent')
+    for block, recipes in args.recipes.items():
+        for part, recipe in ([('', recipes)] if '_target_' in recipes else recipes.items()):
+            check_arguments(recipe, '.'.join(filter(None, ('recipes', block, part))))
