@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 NEWEST, PREVIOUS, TEMPORARY, RETIRING = 'checkpoint.pt', 'checkpoint.previous.pt', 'checkpoint.writing.pt', 'checkpoint.retiring.pt'
+CORRUPT = 'checkpoint.corrupt.pt'
 FORMAT = 1
 
 
@@ -85,7 +86,7 @@ def load(folder: Path, device: str | torch.device = 'cpu') -> tuple[dict[str, An
 
     Raises:
         BadCheckpoint: there is none."""
-    complaints = []
+    complaints: list[str] = []
     for name in (NEWEST, RETIRING, PREVIOUS):
         if (folder / name).exists():
             try:
@@ -93,6 +94,12 @@ def load(folder: Path, device: str | torch.device = 'cpu') -> tuple[dict[str, An
             except BadCheckpoint as error:
                 complaints.append(str(error))
     raise BadCheckpoint('; '.join(complaints) or f'{folder}: no checkpoint here; a run writes one every save_per_steps and at its end')
+
+
+def set_aside(folder: Path) -> None:
+    """Takes a newest checkpoint that cannot be read out of the way: the next `save` would put it in the place of the good one before it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder / NEWEST, folder / CORRUPT)
 
 
 def first_line(error: BaseException) -> str:

@@ -50,6 +50,8 @@ def run(values: dict[str, Any], overrides: str = '') -> float | None:
     before = {number: signal.signal(number, session.stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         score = train(session)
+    except KeyboardInterrupt:  # asked twice
+        sys.exit(128 + (session.stop_signal or signal.SIGINT))
     finally:
         session.close()
         for number, handler in before.items():
@@ -81,16 +83,18 @@ def main() -> None:
     try:
         composed()
     except Exception as error:
-        fail(error)
+        fail(error, str(explain(error, sys.argv[1:])))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def fail(error: Exception) -> NoReturn:
-    if {'debug=true', 'debug=True'} & set(sys.argv) or not expected(error):
+def fail(error: Exception, line: str = '') -> NoReturn:
+    debug = bool({'debug=true', 'debug=True'} & set(sys.argv))
+    if debug or not expected(error):
         traceback.print_exception(error)
-    else:
-        print(f'{explain(error, sys.argv[1:])}  (debug=true shows the traceback)', file=sys.stderr)
+    if expected(error):
+        line = line or ' '.join(str(error).split()) or type(error).__name__
+        print(line + ('' if debug else '  (debug=true shows the traceback)'), file=sys.stderr)
     sys.exit(1)
 
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,16 +19,19 @@ from torch import Tensor
 
 import Checkpoint
 from Agents.Agent import Agent
-from Benchmarking.Folder import Folder, run_folder
+from Benchmarking.Folder import Folder, run_folder, safe
 from Benchmarking.Logger import Logger
 from Benchmarking.Plot import NothingToPlot, plot
 from Benchmarking.Video import write_video
 from Datasets import Stored
+from Datasets.Layout import read_layout
 from Datasets.Replay import Replay
+from Datasets.Storage import place
 from Datasets.Suites import make
 from Environment import Environment, Episode
 from Evaluation import evaluate
-from Utils import Args, NonFinite, build, check_arguments, choose_device, derive_seed, free_cores, refuse_unknown
+from Hparams.Parts import check_parts
+from Utils import Args, NonFinite, build, choose_device, derive_seed, free_cores
 
 
 class Clock:
@@ -66,6 +71,9 @@ class Session:
 
         # counters; a checkpoint holds them
         self.step = self.learn_calls = self.episodes = 0
+        self.seed_steps = 0 if args.offline else args.seed_steps  # agent steps before the first update; more where a replay has to fill anew
+        self.complete = False  # the run came to its end
+        self.replay_anew = False  # of a resumed run: its replay was not kept
         self.score: float | None = None
         self.agent_state: Any = None
         self.stop_signal: int | None = None
@@ -80,23 +88,28 @@ class Session:
         self.learner_path = run / 'offline'  # where an offline learner of this run leaves its weights
         self.only_evaluates = self.folder.resumed and args.train_steps == 0  # the run stays as it is
         try:
-            self.set_up()
+            state = self.read_checkpoint() if self.folder.resumed else None
+            with blamed_on(self.path, state):
+                self.set_up(state)
         except BaseException:
-            self.close()
             self.folder.abandon()
+            self.close()
             raise
 
-    def set_up(self) -> None:
+    def set_up(self, state: dict[str, Any] | None) -> None:
         """All that a user may have got wrong comes before the folder is claimed, and so before anything is written or made room for."""
         args = self.args
-        state = self.read_checkpoint() if self.folder.resumed else None
         self.environment = self.make_environment(args.num_envs, train=True)
         self.evaluation: Environment | None = None
         torch.set_num_threads(torch_threads(args, self.environment.obs_spec.is_image))
         self.agent = self.make_agent()
-        if args.load_path and not state:
+        if state:
+            self.agent.load_state(state['agent'])
+        elif args.load_path:
             self.load_weights(weights_file(Path(args.load_path)))
-        if not (args.offline or state):
+        if args.offline and not self.only_evaluates:
+            self.replay = self.make_replay(state)
+        elif not state:
             self.check_room()
 
         self.folder.claim()
@@ -105,19 +118,24 @@ class Session:
                              total_steps=args.train_steps, title=f'{args.agent_name.removeprefix("Agents.")} {args.suite}/{args.task_name}')
         self.clocks = {'evaluate': Clock(args.evaluate_per_steps, at_start=True), 'log': Clock(args.log_per_steps), 'plot': Clock(args.plot_per_steps),
                        'save': Clock(args.save_per_steps), 'load': Clock(args.load_per_steps)}
-        if not self.only_evaluates:
+        if not (args.offline or self.only_evaluates):
             self.replay = self.make_replay(state)
         if state:
             self.restore(state)
         else:
             self.start()
-        self.began = self.step
+        # train_steps was reached before this process began, by more than the last step of a run that was interrupted while it ended
+        self.ended_before = state is not None and self.finished and (self.complete or self.step - args.num_envs >= args.train_steps)
 
     # --- building
 
     def make_environment(self, num_envs: int, train: bool) -> Environment:
         args = self.args
-        suite = make(args.suite, args.task_name, num_envs=num_envs, train=train, num_threads=env_threads(args), **args.environment)
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # lanes' processes inherit this: Ctrl-C is for this one alone
+        try:
+            suite = make(args.suite, args.task_name, num_envs=num_envs, train=train, num_threads=env_threads(args), **args.environment)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         return Environment(suite, seed=derive_seed(args.seed, 'environment' if train else 'evaluation'))
 
     def make_agent(self) -> Agent:
@@ -136,16 +154,17 @@ class Session:
             Stored.wait_for(self.replay_path, args.replay.wait, Stored.advice(root, args.suite, safe(args.task_name)))
         elif args.replay.load and not args.load:
             self.replay_source = Stored.find_source(args.replay.path, own, root, args.suite, safe(args.task_name))
-        elif Stored.exists(self.replay_path) and not (args.load or args.overwrite or (run / '.lock').exists()):
+        elif Stored.exists(self.replay_path) and not args.load and (args.replay.path or not (run / '.lock').exists()):
             raise ValueError(f'{self.replay_path} holds a replay: replay.load=true starts from it, another replay.path leaves it alone')
 
-    def replay_sizes(self, state: dict[str, Any] | None) -> dict[str, int]:
+    def replay_sizes(self, state: dict[str, Any] | None) -> dict[str, Any]:
         """Of the ring: what the run can fill, or as they are where a replay goes on: a longer train_steps does not grow it."""
         args = self.args
         if state or self.replay_source == self.replay_path:
             ring = state['replay']['layout']['ring'] if state else read_layout(self.replay_path)['ring']
             return {'capacity': ring['rows'] * ring['num_envs'], 'slack': ring['slack'], 'window': ring['window']}
-        return {'capacity': capacity(args), 'slack': 2 * args.save_per_steps // args.num_envs + 64 if args.save else 0, 'window': args.nstep}
+        stored = read_layout(self.replay_source)['ring'] if self.replay_source else {'rows': 0, 'num_envs': 0}
+        return {'capacity': capacity(args, stored['rows'] * stored['num_envs']), 'slack': slack(args), 'window': args.nstep}
 
     def on_disk(self) -> Path | None:
         """The folder of the replay, where there is to be one."""
@@ -227,7 +246,7 @@ class Session:
         args = self.args
         if args.learn_per_steps == 0 or args.train_steps == 0:
             return 0
-        steps = min(self.step, args.train_steps) - (0 if args.offline else args.seed_steps)
+        steps = min(self.step, args.train_steps) - self.seed_steps
         return max(0, steps) // args.learn_per_steps * args.updates_per_learn + (args.learn_steps_after if self.finished else 0)
 
     def learn(self) -> None:
@@ -243,8 +262,9 @@ class Session:
         try:
             return self.agent.learn(self.replay)
         except NonFinite as error:
-            Checkpoint.write(self.path / 'nonfinite.pt', {'agent': self.agent.state(), 'batch': self.replay.last_batch(), 'step': self.step, 'loss': error.loss})
-            raise NonFinite(error.loss, error.value, f' at step {self.step}, update {self.agent.update_count}; agent and batch are in {self.path / "nonfinite.pt"}, '
+            file = self.path / 'nonfinite.pt'
+            Checkpoint.write(file, {'agent': self.agent.state(), 'batch': self.replay.last_batch(), 'step': self.step, 'loss': error.loss})
+            raise NonFinite(error.loss, error.value, f' at step {self.step}, update {self.agent.update_count}; agent and batch are in {file}, '
                             f'the last checkpoint is intact') from None
 
     def counters(self) -> dict[str, Any]:
@@ -273,22 +293,28 @@ class Session:
         seed = derive_seed(args.seed, 'evaluate', self.step)
         with self.logger.evaluating(), torch.random.fork_rng():
             episodes = evaluate(self.agent, self.evaluation, args.evaluate_episodes, seed, lambda: self.stopping)
-        if episodes is None:  # interrupted: done again on resume
+        if episodes is not None and args.log_video:
+            self.video(episodes[0])
+        if episodes is None or (self.stopping and args.log_video):  # interrupted: done again on resume
             self.clocks['evaluate'].last = -1
             return
         self.score = float(np.mean([episode.score for episode in episodes]))
         self.logger.dump('eval', **self.counters(), metrics={'reward': self.score, 'reward_std': float(np.std([e.score for e in episodes])),
                                                              'episode_length': float(np.mean([e.length for e in episodes]))})
-        if args.log_video:
-            self.video(episodes[0])
 
     def video(self, episode: Episode) -> None:
         assert self.evaluation is not None
         frames = self.evaluation.suite.render_episode(episode.seed, list(episode.actions))
         try:
-            write_video(self.path / 'videos' / f'{self.step}.mp4', frames, fps=self.args.video.fps)
+            write_video(self.path / 'videos' / f'{self.step}.mp4', self.until_stopped(frames), fps=self.args.video.fps)
         except (OSError, ImportError, RuntimeError, ValueError) as error:
             self.logger.say(f'no video of step {self.step}: {error}')
+
+    def until_stopped(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for frame in frames:
+            if self.stopping:
+                raise RuntimeError('interrupted')
+            yield frame
 
     def plot(self) -> None:
         options = self.args.plotting
@@ -308,55 +334,80 @@ class Session:
         weights = [p for p in self.agent.parameters() if p.is_floating_point()]
         if not all(torch.isfinite(p).all() for p in weights):
             raise NonFinite('weights', float('nan'), f' at step {self.step}; the last checkpoint is intact')
+        kept = self.replay.checkpoints
         try:
             self.replay.sync()
             Checkpoint.save(self.path, {
                 'step': self.step, 'learn_calls': self.learn_calls, 'episodes': self.episodes, 'score': self.score,
+                'seed_steps': self.seed_steps, 'complete': self.complete,
                 'agent': self.agent.state(), 'agent_state': self.agent_state, 'environment': None if self.args.offline else self.environment.state_dict(),
                 'replay': self.replay.state_dict(), 'logger': self.logger.state_dict(), 'clocks': {name: clock.last for name, clock in self.clocks.items()},
                 'torch': torch.get_rng_state(), 'graft_version': VERSION})
         except OSError as error:
+            self.replay.checkpoints = kept
             self.logger.say(f'checkpoint of step {self.step} not written: {error}; the last good one is intact')
-            if self.finished or self.stopping:
+            if self.finished or self.stopping or self.replay.slack_used_up:  # to go on would write over rows that the last good one needs
                 raise
 
     def read_checkpoint(self) -> dict[str, Any]:
         state, complaints = Checkpoint.load(self.path, 'cpu')
         for complaint in complaints:
             print(f'{complaint}; going on from the one before, step {state["step"]}', flush=True)
+            Checkpoint.set_aside(self.path)
         for change in self.folder.changed(self.args):
             print(f'resuming with another setting, {change}', flush=True)
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step, self.learn_calls, self.episodes, self.score = state['step'], state['learn_calls'], state['episodes'], state['score']
-        self.agent.load_state(state['agent'])
+        if self.only_evaluates:
+            return
+        self.seed_steps, self.complete = state['seed_steps'], state['complete'] and self.finished
+        if not self.finished:  # learn_steps_after come at the end of the longer train_steps, so those that were done do not count
+            self.learn_calls = min(self.learn_calls, self.learn_calls_due())
+        # the stored rows are gone; or are those of a resumed run without them, which was killed before it was saved
+        self.replay_anew = not self.args.offline and (not self.replay.resumable or (
+            state['complete'] and bool((self.replay.cursor < np.array(state['replay']['cursor'])).any())))
         self.agent_state = state['agent_state']
         if not self.args.offline:
             self.environment.load_state_dict(state['environment'])
         if self.args.offline:
-            self.replay.rng.bit_generator.state = state['replay']['rng']
-        elif not self.replay.resumable:
-            self.replay.begin(self.environment.frames)  # the stored rows are gone
+            if self.replay.layout == state['replay']['layout'] and (self.replay.cursor >= state['replay']['cursor']).all():
+                self.replay.load_state_dict(state['replay'])
+            else:
+                self.logger.say(f'{self.replay_path} is another replay than before: its passes begin anew')
+        elif self.replay_anew:
+            self.replay.begin(self.environment.frames)
+            if not self.finished:  # a trained agent must not learn from the first few rows alone
+                self.seed_steps, self.learn_calls = self.step + self.args.seed_steps, 0
         else:
             self.replay.load_state_dict(state['replay'])
         self.logger.load_state_dict(state['logger'])
         for name, last in state['clocks'].items():
             self.clocks[name].last = last
         torch.set_rng_state(state['torch'])
+        if self.replay_anew and not self.finished and self.args.save:
+            self.save()  # one that the new rows belong to
 
     def load_weights(self, file: Path) -> None:
-        self.agent.load_weights(Checkpoint.read(file, self.device)['agent']['weights'])
+        state = Checkpoint.read(file, self.device)
+        with blamed_on(file, state):
+            self.agent.load_weights(state['agent']['weights'])
 
     def reload_weights(self) -> None:
         """Takes the newest weights of an offline learner (or of load_path), if there are newer ones."""
         file = weights_file(Path(self.args.load_path)) if self.args.load_path else self.learner_path / Checkpoint.NEWEST
-        with contextlib.suppress(FileNotFoundError):
-            written = file.stat().st_mtime
-            if written > self.weights_read:
+        try:
+            written = file.stat().st_mtime_ns
+        except FileNotFoundError:  # the learner has not begun
+            return
+        if written != self.weights_read:
+            self.weights_read = written
+            try:
                 self.load_weights(file)
-                self.weights_read = written
                 self.logger.record('train', {'weights_loaded': 1})
+            except Checkpoint.BadCheckpoint as error:
+                self.logger.say(f'{error}; going on with the weights there are')
 
     # --- the end
 
@@ -369,18 +420,22 @@ class Session:
         if self.stopping:
             raise KeyboardInterrupt
         self.stop_signal = number
-        self.logger.say(f'{signal.Signals(number).name}: saving and plotting; once more to leave at once')
+        # straight to the system: the signal may have come in the middle of a print, which cannot be entered twice
+        with contextlib.suppress(OSError):
+            os.write(2, f'\n{signal.Signals(number).name}: saving and plotting; once more to leave at once\n'.encode())
 
     def finish(self) -> None:
         """Saves and plots; after the last step the replay goes, unless it is to be kept."""
-        if self.ended_before:
+        if self.only_evaluates:
             return
-        if self.clocks['log'].due(self.step, final=not self.stopping):
+        self.complete = self.finished and not self.stopping
+        if self.clocks['log'].due(self.step, final=self.complete):
             self.logger.dump('train', **self.counters())
         if self.args.save:
             self.save()
         self.plot()
-        if self.finished and not self.stopping and not self.args.offline and not self.args.replay.save:
+        kept = self.ended_before and not self.replay_anew  # what a run kept when it ended stays
+        if self.complete and not (self.args.offline or self.args.replay.save or kept):
             self.replay.discard()
 
     def close(self) -> None:
@@ -390,12 +445,18 @@ class Session:
 
 
 VERSION = '0.1.0'
+SAVED_AT_LEAST = 25_000  # agent steps: with save_per_steps=0 too, once the replay writes over its oldest rows
 
 
-def capacity(args: Args) -> int:
-    """Rows over all lanes: what was asked for, but no more than the run can fill (a final observation for every tenth step at most)."""
-    fillable = args.train_steps + args.train_steps // 10 + 64 * args.num_envs
+def capacity(args: Args, stored: int = 0) -> int:
+    """Rows over all lanes: what was asked for, but no more than the run can fill (a final observation for every tenth step at most) beside what is stored."""
+    fillable = stored + args.train_steps + args.train_steps // 10 + 64 * args.num_envs
     return max(min(args.replay.capacity, fillable), args.num_envs * (args.nstep + 1))
+
+
+def slack(args: Args) -> int:
+    """Rows of a lane that two checkpoint intervals write, so that the checkpoint before the newest can be gone back to as well."""
+    return 2 * min(args.save_per_steps or SAVED_AT_LEAST, args.train_steps) // args.num_envs + 64 if args.save else 0
 
 
 def torch_threads(args: Args, images: bool) -> int:
@@ -410,16 +471,22 @@ def env_threads(args: Args) -> int:
     return min(free_cores(), args.num_envs) if args.env_threads == 'auto' else args.env_threads
 
 
+@contextlib.contextmanager
+def blamed_on(path: Path, state: dict[str, Any] | None) -> Iterator[None]:
+    """Says of a checkpoint that could be read, but is not what this program writes, whose it is. Raises: BadCheckpoint."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        if state is None:
+            raise
+        raise Checkpoint.BadCheckpoint(f'{path}: its checkpoint is not one of this run ({type(error).__name__}: {error})') from error
+
+
 def weights_file(path: Path) -> Path:
     """The checkpoint meant by a run folder or a file."""
     return path / Checkpoint.NEWEST if path.is_dir() else path
 
 
-def check_parts(args: Args) -> None:
-    """Refuses unknown parts and arguments before anything is built."""
-    from Utils import locate
-    target = locate(args.agent['_target_'], 'Agent')
-    refuse_unknown(args.agent, target, 'agent')
-    for block, recipes in args.recipes.items():
-        for part, recipe in ([('', recipes)] if '_target_' in recipes else recipes.items()):
-            check_arguments(recipe, '.'.join(filter(None, ('recipes', block, part))))
+def stored_bytes(path: Path) -> int:
+    """Bytes on the disk of a replay that lies there already."""
+    return sum(file.stat().st_blocks * 512 for file in path.glob('*.bin'))

@@ -116,7 +116,8 @@ def import_place(place: str, name: str, where: str) -> ModuleType:
 def accepted(target: Callable[..., Any]) -> tuple[set[str], bool]:
     """Names of the parameters of `target`, and whether it takes any keyword. A class that passes keywords on takes its base's too."""
     names: set[str] = set()
-    functions = [c.__init__ for c in target.__mro__ if '__init__' in vars(c) and c not in (object, nn.Module)] if inspect.isclass(target) else [target]
+    classes = target.__mro__ if inspect.isclass(target) else ()
+    functions = [vars(c)['__init__'] for c in classes if '__init__' in vars(c) and c not in (object, nn.Module)] if classes else [target]
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
         names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
@@ -176,8 +177,11 @@ class NonFinite(ArithmeticError):
         self.loss, self.value = loss, value
 
 
-def optimise(loss: Tensor, *blocks: nn.Module, name: str = 'loss', grad_clip: float | None = None) -> None:
+def optimise(loss: Tensor, *blocks: Any, name: str = 'loss', grad_clip: float | None = None) -> None:
     """One step of every block's optimiser on a scalar loss; the one place where gradients become weights.
+
+    Args:
+        blocks: Blocks.Block, equipped.
 
     Raises:
         NonFinite: the loss is not finite (checked on CPU, where reading it costs nothing; on an accelerator the run checks what it logs)."""

@@ -2,7 +2,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +56,9 @@ class Agent(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16')
 
     def maybe_compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, compiled if compile=true. Raises: ValueError when this machine lacks what compiling for the CPU takes."""
+        if self.compile_update and self.device.type == 'cpu' and not can_compile():
+            raise ValueError('compile=true on a CPU needs a C++ compiler and the headers of Python: apt install g++ python3-dev')
         return torch.compile(function) if self.compile_update else function
 
     def blocks(self) -> dict[str, Block]:
@@ -95,3 +102,8 @@ class Agent(nn.Module):
             self.load_state_dict(weights, strict=True)
         except RuntimeError as error:
             raise ValueError(f'the saved weights do not fit this agent: {" ".join(str(error).split())[:300]}') from None
+
+
+def can_compile() -> bool:
+    """Whether torch.compile finds a C++ compiler and Python's headers."""
+    return bool(shutil.which(os.environ.get('CXX', 'g++'))) and Path(sysconfig.get_path('include'), 'Python.h').exists()

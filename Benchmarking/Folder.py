@@ -23,7 +23,7 @@ ARTEFACTS = (
     'train.csv',
     'eval.csv',
     'test.csv',
-    *(Checkpoint.NEWEST, Checkpoint.PREVIOUS, Checkpoint.TEMPORARY, Checkpoint.RETIRING),
+    *(Checkpoint.NEWEST, Checkpoint.PREVIOUS, Checkpoint.TEMPORARY, Checkpoint.RETIRING, Checkpoint.CORRUPT),
     'nonfinite.pt',
     'tensorboard/events.out.tfevents.*',
     'videos/*.mp4',
@@ -32,6 +32,7 @@ ARTEFACTS = (
     'replay/*.tmp',
     'replay/writer.lock',
 )
+LEFTOVERS = ('.*.csv.*.tmp', 'videos/.*.mp4.*.tmp')  # of files that a killed process was writing
 
 
 def run_folder(args: Args, overrides: str = '') -> Path:
@@ -84,6 +85,9 @@ class Folder:
         self.made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         self.take_lock()
+        for pattern in LEFTOVERS:
+            for file in self.path.glob(pattern):
+                file.unlink()
         if self.replaces:
             self.clear()
 

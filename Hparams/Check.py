@@ -41,8 +41,7 @@ class ConfigError(ValueError):
 @cache
 def defaults() -> dict[str, Any]:
     """args.yaml as plain containers, flattened to dotted keys."""
-    tree = OmegaConf.to_container(OmegaConf.load(FOLDER / 'args.yaml'))  # unlike plain YAML it reads 1e-4 as a number
-    assert isinstance(tree, dict)
+    tree: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / 'args.yaml'))  # unlike plain YAML it reads 1e-4 as a number
     return {key: value for key, value in flatten(tree).items() if not key.startswith(('hydra.', 'defaults'))}
 
 
@@ -92,21 +91,21 @@ def check_keys(values: dict[str, Any]) -> None:
         raise ConfigError('agent._target_ was taken out: choose the agent with Agent=…')
 
 
-def unknown_key(key: str) -> str:
-    """The line for a key that does not exist."""
+def unknown_key(key: str, suite: str = '', agent: str = '') -> str:
+    """The line for a key that does not exist; suite and agent: whose options are among the nearest."""
     known = [k for k in defaults() if not k.startswith('recipes')] + list(GROUPS)
-    known += [f'{group}.{k}' for group, folder in (('environment', 'task'), ('agent', 'Agent')) for k in file_keys(folder, group)]
+    known += file_keys(f'task/{suite}', 'environment') + file_keys(f'Agent/{agent}', 'agent')
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or difflib.get_close_matches(key.split('.')[-1], known, n=3, cutoff=0.5)
     if key.startswith(('agent.', 'environment.', 'recipes.')):
         return f'{key}: not among the defaults' + (f'; nearest: {", ".join(close)}' if close else '') + f'; an argument of the constructor is given as +{key}=…'
     return f'{key}: no such key; nearest: {", ".join(close) or "see python Run.py --help"} (Hparams/args.yaml)'
 
 
-@cache
-def file_keys(folder: str, group: str) -> list[str]:
-    """The keys below `group` in any file of a folder of presets."""
-    trees = [OmegaConf.to_container(OmegaConf.load(file)) for file in sorted((FOLDER / folder).glob('*.yaml'))]
-    return sorted({str(key) for tree in trees if isinstance(tree, dict) for key in tree.get(group) or {} if key != '_target_'})
+def file_keys(preset: str, group: str) -> list[str]:
+    """The keys below `group` in a preset's file, if it has one."""
+    file = FOLDER / f'{preset}.yaml'
+    tree: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    return [f'{group}.{key}' for key in tree.get(group) or {} if key != '_target_']
 
 
 # --- values

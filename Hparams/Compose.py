@@ -4,6 +4,7 @@ Imports neither torch nor a simulator's engine, so that a misspelt key is refuse
 """
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,20 +59,23 @@ def plain_args(config: Any, choices: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
-    """The one line behind one of Hydra's errors, with the nearest valid names and where they are set."""
+    """The one line behind an error of composition, with the nearest valid names and where they are set."""
     if isinstance(error, ConfigError):
         return error
-    text, cause = str(error), str(error.__cause__ or '')
+    text = str(error)
     missing = getattr(error, 'missing_cfg_file', None)
     if missing:
         group, _, name = str(missing).partition('/')
         return ConfigError(unknown_choice(group, name, getattr(error, 'options', None) or []))
-    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text + cause)
+    key = re.search(r"full_key: (\S+)", causes(error)) or re.search(r"Could not override '([^']+)'", text)
     if key:
+        chosen = dict(override.split('=', 1) for override in ('task=atari', 'Agent=DQN', *overrides) if '=' in override)
+        with contextlib.suppress(ValueError):
+            return ConfigError(unknown_key(key[1], chosen['task'].partition('/')[0], find_agent(chosen['Agent'])))
         return ConfigError(unknown_key(key[1]))
     if 'Could not append to config' in text:
-        name = re.search(r"'([^']+)'", text)
-        return ConfigError(f'+{name[1] if name else ""}: that key exists already; leave the + out')
+        found = re.search(r"'([^']+)'", text)
+        return ConfigError(f'+{found[1] if found else ""}: that key exists already; leave the + out')
     for override in overrides:
         if '=' not in override and not override.startswith(('-', '~')):
             return ConfigError(f'{override}: write key=value')
@@ -84,6 +88,11 @@ def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
     if any(sign in text for sign in ('mismatched input', 'no viable alternative', 'token recognition', 'extraneous input', 'LexerNoViableAlt')):
         return ConfigError(f'cannot read the command line: {text.splitlines()[0]} (write key=value; quote values that hold spaces, commas or brackets)')
     return ConfigError(' '.join((text.partition('See https://')[0] or type(error).__name__).split())[:400])
+
+
+def causes(error: BaseException | None) -> str:
+    """The texts of an error and of all that led to it."""
+    return f'{error}\n{causes(error.__cause__)}' if error else ''
 
 
 def unknown_choice(group: str, name: str, options: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ def check_parts(args: Args) -> None:
         check_types(recipe, locate(recipe['_target_'], where), where)
     module = import_module(f'Datasets.Suites.{MODULES[args.suite]}')
     suite = getattr(module, MODULES[args.suite])
-    known = [name for function in (module.make, suite) for name in parameters(function) if name not in ('task', 'num_envs', 'options')]
+    known = [name for function in (module.make, suite) for name in parameters(function) if name not in ('task', 'num_envs', 'train', 'num_threads')]
     for option in args.environment:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=3, cutoff=0.4) or known
@@ -70,14 +70,16 @@ def check_types(values: dict[str, Any], target: Callable[..., Any], where: str, 
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Parameters by name, those of base classes included, their annotations resolved where that is possible."""
+    """Parameters by name, those that it hands on to base classes included, their annotations resolved where that is possible."""
     found: dict[str, inspect.Parameter] = {}
-    for function in ([c.__init__ for c in target.__mro__ if '__init__' in vars(c)] if inspect.isclass(target) else [target]):
+    for function in ([vars(c)['__init__'] for c in target.__mro__ if '__init__' in vars(c)] if inspect.isclass(target) else [target]):
         try:
-            signature = inspect.signature(function, eval_str=True)
+            signature = inspect.signature(function, eval_str=True).parameters
         except (NameError, TypeError, ValueError):  # an annotation that only a type checker can resolve; a built-in
             continue
-        found = {name: p for name, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name != 'self'} | found
+        found = {name: p for name, p in signature.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name != 'self'} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in signature.values()):  # hands nothing on to its base
+            break
     return found
 
 

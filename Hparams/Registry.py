@@ -43,7 +43,8 @@ def find_agent(name: str) -> str:
                 return name
         except (ImportError, ValueError):
             pass
-        raise ValueError(f'Agent={name}: no module {module!r} in this folder or on PYTHONPATH; nearest agents: {", ".join(nearest(name, agents()) or agents())}')
+        close = ', '.join(nearest(name, agents()) or agents())
+        raise ValueError(f'Agent={name}: no module {module!r} in this folder or on PYTHONPATH; nearest agents: {close}')
     raise ValueError(f'Agent={name}: no such agent; nearest: {", ".join(nearest(name, agents()) or agents())}')
 
 
