@@ -1,5 +1,6 @@
 """From indices to tensors: the reading half of the replay."""
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class Gather:
     mode: str
     discount: float
     reward_clip: float | None
+    path: Path | None
     cursor: np.ndarray  # the open row of each lane, -1 before the first
     open: np.ndarray  # its flat position
     kept: int  # buffers per shape
@@ -141,15 +143,15 @@ class Gather:
         steps = NONE
         if len(rest) and nstep == 1:
             steps, codes = np.ones(len(rest), np.int64), self.meta[index[rest]]
-            discount[rest] = powers[1] * (((codes & ENDED) == 0) | (((code[rest] & (LAST | FIRST)) == LAST) & ((codes & TERMINATED) == 0)))
+            discount[rest] = powers[1] * self._alive(codes, code[rest])
             back = codes >> AGE
         elif len(rest):
-            steps, alive = self._steps(index[rest], nstep)
+            steps, alive, later = self._steps(index[rest], nstep)
             inside = np.arange(nstep) < steps[:, None]
-            reward[rest] = (self._clipped(ring.later(index[rest, None], np.arange(nstep))) * inside) @ powers[:nstep]
+            reward[rest] = (self._clipped(later[:, :-1]) * inside) @ powers[:nstep]
             discount[rest] = powers[steps] * alive
-            following[rest] = ring.later(index[rest], steps)
-            cut, back = bool((steps < nstep).any()), self.meta[index[rest]] >> AGE
+            following[rest] = later[np.arange(len(rest)), steps]
+            cut, back = not inside.all(), self.meta[index[rest]] >> AGE
         obs, next_obs, sequence = self._observations(index, following, nstep, horizon, rest, back, steps, cut)
         at = self._on(index)
         extras = {name: self.storage.data[name].index_select(0, self._on(self._slots(name, index))) for name in self.extras}
@@ -168,21 +170,26 @@ class Gather:
             weights = self.weights[size] = torch.ones(size, device=self.device)
         return weights
 
-    def _steps(self, index: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each row: transitions until its episode ends or the open row comes, at most `limit`; and is there something to bootstrap from."""
-        ring = self.ring
-        codes = self.meta[ring.later(index[:, None], np.arange(limit))]
+    def _steps(self, index: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each of F rows: (F,) transitions until its episode ends or the open row comes, at most `limit`; (F,) is there something to bootstrap
+        from; (F, limit + 1) positions of the row and those after it."""
+        later = self.ring.later(index[:, None], np.arange(limit + 1))
+        codes = self.meta.take(later)
         ends = (codes & ENDED) != 0
-        length = np.where(ends.any(1), ends.argmax(1) + 1, limit)
-        steps = np.minimum(length, (self.open[index // ring.physical] - index) % ring.length)
+        ends[:, limit - 1] = True
+        steps = np.minimum(ends.argmax(1) + 1, (self.open[index // self.ring.physical] - index) % self.ring.length)
         rows = np.arange(len(index))
-        ended = ends[rows, steps - 1]
-        dead = (codes[rows, steps - 1] & TERMINATED) != 0
-        return steps, ~ended | (self._final(ring.later(index, steps)) & ~dead)
+        return steps, self._alive(codes[rows, steps - 1], codes[rows, steps]), later
 
-    def _final(self, positions: np.ndarray) -> np.ndarray:
-        """Whether these rows are final observations of the rows before them; one that was first and left behind is not."""
-        return (self.meta[positions] & (LAST | FIRST)) == LAST
+    @staticmethod
+    def _alive(codes: np.ndarray, following: np.ndarray) -> np.ndarray:
+        """Whether the row that follows a transition is something to bootstrap from: one of the same episode, unless that has terminated."""
+        return ((codes & ENDED) == 0) | ((codes & TERMINATED) == 0) & Gather._final(following)
+
+    @staticmethod
+    def _final(codes: np.ndarray) -> np.ndarray:
+        """Whether rows are final observations of the rows before them; one that was first and left behind is not."""
+        return (codes & (LAST | FIRST)) == LAST
 
     def _observations(self, index: np.ndarray, following: np.ndarray, nstep: int, horizon: int, rest: np.ndarray, back: np.ndarray | None,
                       steps: np.ndarray, cut: bool) -> tuple[torch.Tensor, torch.Tensor, Sequence | None]:
@@ -206,11 +213,10 @@ class Gather:
                        steps: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, Sequence]:
         """obs is the head of the sequence's own window."""
         ring, size = self.ring, len(index)
-        length, _ = self._steps(index, horizon)
-        later = ring.later(index[:, None], np.arange(horizon + 1))
+        length, _, later = self._steps(index, horizon)
         mask = np.arange(horizon) < length[:, None]
-        ended = (self.meta[later[np.arange(size), length - 1]] & ENDED) != 0
-        final = self._final(later[np.arange(size), length])
+        rows = np.arange(size)
+        ended, final = (self.meta[later[rows, length - 1]] & ENDED) != 0, self._final(self.meta[later[rows, length]])
         real = np.arange(horizon + 1) < (length + (~ended | final))[:, None]
         window = self._read(index - ring.pad, ring.pad + horizon + 1, 'sequence')
         nothing = (~real).nonzero()
@@ -251,7 +257,7 @@ class Gather:
     def _pad(self, window: Window, samples: np.ndarray, back: np.ndarray) -> None:
         """Frames from before the episode's first row: zeros, or the first frame again. `back`: (F,) age of the stack's newest frame."""
         missing = self.ring.pad - back
-        if not (missing > 0).any():
+        if not np.count_nonzero(missing > 0):
             return
         which, frame = (np.arange(self.ring.pad) < missing[:, None]).nonzero()
         before = self._on(samples[which] * window.count + frame)
@@ -290,10 +296,9 @@ class Gather:
         index = np.ascontiguousarray(ring.positions(lanes[:, None], rows)).reshape(-1)
         codes = self.meta[index]
         ended, follow = (codes & ENDED) != 0, ring.later(index, 1)
-        final = ended & self._final(follow)
-        alive = ~ended | (final & ((codes & TERMINATED) == 0))
+        alive = self._alive(codes, self.meta[follow])
         newest = np.arange(1, self.num_envs + 1) * steps - 1
-        cut = (final & alive).nonzero()[0]
+        cut = (ended & alive).nonzero()[0]
 
         def shaped(x: torch.Tensor) -> torch.Tensor:
             return x.view(self.num_envs, steps, *x.shape[1:])

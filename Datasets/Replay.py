@@ -6,7 +6,7 @@ Rewards, flags and ages are small and stay on the host, where all index arithmet
 the store. A window of consecutive frames is one contiguous read (`torch.index_select` over overlapping rows, 8 bytes at a time).
 """
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,15 @@ import numpy as np
 import torch
 
 from Datasets.Batch import Batch, Rollout, Sequence
-from Datasets.Gather import AGE, DEAD, ENDED, FIRST, LAST, TERMINATED, TRUNCATED, Gather, numpy_of
+from Datasets.Draw import Draw
+from Datasets.Gather import AGE, DEAD, ENDED, FIRST, LAST, TERMINATED, TRUNCATED, numpy_of
 from Datasets.Layout import EmptyReplay, Extra, Ring, columns_of, compare, describe, read_layout, ring_of
 from Datasets.Specs import ActionSpec, ObsSpec
 from Datasets.Storage import Storage
 
 __all__ = ['Batch', 'EmptyReplay', 'Extra', 'Replay', 'Rollout', 'Sequence']
 
-CURSOR_MARGIN = 64  # rows a reader of a wrapped ring keeps away from the end that its writer is about to write over
-
-
-class Replay(Gather):
+class Replay(Draw):
     """Remembers transitions of `num_envs` lanes. See the module docstring for rows, `Batch` and `Rollout` for what comes out.
 
     Args:
@@ -82,7 +80,7 @@ class Replay(Gather):
         self.marks = np.array([[0], [self.ring.window]] + [[self.ring.window - 1]] * (self.ring.window > 1))
         self.cursor = np.full(self.num_envs, -1, np.int64)
         self.pulled = self.cursor.copy()  # newest row that the store and the files share
-        self.checkpoint: np.ndarray | None = None  # cursor at the last state_dict
+        self.checkpoints: list[np.ndarray] = []  # cursors at the last two calls of state_dict: either may be gone back to
         self._moved()
         if not self.storage.fresh:
             self._adopt(np.asarray(self.storage.published).copy())
@@ -237,112 +235,6 @@ class Replay(Gather):
             self.storage.published[:] = self.cursor
         self.storage.check_disk(self.num_envs * self.frames.shape[1] * self.frames.element_size())
 
-    # Drawing
-
-    def _moved(self) -> None:
-        """The cursors moved: what depends on them is worked out when it is asked for."""
-        self.open = self.ring.positions(self.lanes, np.maximum(self.cursor, 0))
-        self.open_twins = self.ring.twins(self.open)
-        self.bounds: tuple | None = None
-
-    def _bounds(self) -> tuple:
-        """-> oldest row, number of rows and running sum of that for each lane; rows and transitions altogether; what a draw adds to its number."""
-        if self.bounds is None:
-            closed = np.maximum(self.cursor, 0)
-            oldest = np.maximum(closed - self.ring.rows, 0)
-            if self.mode == 'read' and self.storage.store == 'map':
-                # the writer may run on while a batch is gathered
-                near = closed - self.ring.length + self.ring.ahead + self.ring.behind + min(CURSOR_MARGIN, self.ring.rows // 4)
-                oldest = np.maximum(oldest, near)
-            counts = np.maximum(closed - oldest, 0)
-            ends = np.cumsum(counts)
-            shift = (oldest - (ends - counts)) % self.ring.length
-            transitions = self.time[self.open] - self.time[self.ring.positions(self.lanes, oldest)]
-            stored = int(transitions.sum()) if (self.cursor >= 0).all() else 0
-            self.bounds = oldest, counts, ends, int(ends[-1]), stored, shift, self.ring.bases + self.ring.pad
-        return self.bounds
-
-    def __len__(self) -> int:
-        """Transitions that can be drawn: neither final observations nor open rows."""
-        return self._bounds()[4]
-
-    def _nonempty(self) -> None:
-        if self.mode == 'read':
-            self.refresh()
-        if not (self.bounds or self._bounds())[4]:
-            where = f' at {self.path}' if self.path else ''
-            raise EmptyReplay(f'the replay{where} holds no transitions yet: act first (seed_steps), or wait for its writer')
-
-    def draw(self, n: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """-> (n,) int64 indices of stored transitions: uniform, or the next of a shuffled pass. `rng`: another stream than the replay's own.
-
-        Raises:
-            EmptyReplay: there are none.
-        """
-        self._nonempty()
-        return self._uniform(n, rng or self.rng) if self.sampler == 'uniform' else self._shuffled(n)
-
-    def _uniform(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        _, _, ends, total, _, shift, offset = self._bounds()
-        index = (rng.random(n) * total).astype(np.int64)  # uniform to within total / 2⁵³, in half the time of `integers`
-        if self.num_envs > 1:
-            lane = ends.searchsorted(index, 'right')
-            shift, offset = shift[lane], offset[lane]
-        index += shift
-        index %= self.ring.lengths
-        index += offset
-        final = self.meta.take(index) & LAST
-        if np.count_nonzero(final):
-            again = final.nonzero()[0]
-            index[again] = self._uniform(len(again), rng)
-        return index
-
-    def _pass(self) -> np.ndarray:
-        """Begins a pass: -> every stored transition once, as row * num_envs + lane, shuffled by (seed, epoch)."""
-        oldest, counts, *_ = self._bounds()
-        lanes = np.repeat(self.lanes, counts)
-        rows = np.concatenate([np.arange(low, low + count) for low, count in zip(oldest, counts, strict=True)])
-        order = (rows * self.num_envs + lanes)[(self.meta[self.ring.positions(lanes, rows)] & LAST) == 0]
-        shuffle = np.random.default_rng((self.seed, self.epochs))
-        self.epochs += 1
-        return shuffle.permutation(order)
-
-    def _stored(self, order: np.ndarray) -> np.ndarray:
-        """Indices of the transitions of a pass that have not been written over since it began."""
-        lanes, rows = order % self.num_envs, order // self.num_envs
-        there = rows >= self._bounds()[0][lanes]
-        return self.ring.positions(lanes[there], rows[there])
-
-    def _shuffled(self, n: int) -> np.ndarray:
-        parts: list[np.ndarray] = []
-        while n:
-            if not len(self.order):
-                self.order = self._pass()
-            part, self.order = self._stored(self.order[:n]), self.order[n:]
-            parts.append(part)
-            n -= len(part)
-        return np.concatenate(parts)
-
-    def epoch(self, batch_size: int, nstep: int = 1, horizon: int = 0) -> Iterator[Batch]:
-        """One pass: every stored transition exactly once, shuffled by (seed, number of the pass); the last batch may be smaller."""
-        self._nonempty()
-        order = self._pass()
-        for start in range(0, len(order), batch_size):
-            yield self.gather(self._stored(order[start:start + batch_size]), nstep, horizon)
-
-    def sample(self, n: int, nstep: int = 1, horizon: int = 0) -> Batch:
-        """`gather` of `draw`. A reader draws again should its writer have written over a row meanwhile."""
-        while True:
-            indices = self.draw(n)
-            batch = self.gather(indices, nstep, horizon)
-            if self.mode == 'write' or self.storage.store != 'map' or self._intact(indices):
-                return batch
-
-    def _intact(self, indices: np.ndarray) -> bool:
-        lanes = indices // self.ring.physical
-        rows = self.cursor[lanes] - (self.open[lanes] - indices) % self.ring.length
-        return bool((rows - self.ring.pad >= self.ring.oldest(self.storage.published[lanes])).all())
-
     # Keeping
 
     def refresh(self) -> int:
@@ -367,12 +259,11 @@ class Replay(Gather):
             self.pulled = cursor.copy()
         self.cursor = cursor
         self._moved()
-        if (self.mode == 'write' or self.storage.store != 'map') and (cursor >= 0).all():
+        if self.mode == 'write' and (cursor >= 0).all():
             self._put(self.meta, self.open, self.meta[self.open] & ~(ENDED | DEAD | LAST), self.open_twins)
             for step in range(1, ring.window + 1):
                 at = ring.positions(self.lanes, cursor + step)
                 self._put(self.meta, at, np.zeros(self.num_envs, np.int32), ring.twins(at))
-        if self.mode == 'write':
             self._publish()
 
     def sync(self) -> None:
@@ -385,14 +276,14 @@ class Replay(Gather):
 
     @property
     def slack_left(self) -> int:
-        """Rows that every lane may still write before a row that the last `state_dict` needs is written over: save when it comes near 0."""
-        if self.checkpoint is None:
+        """Rows that every lane may still write before a row that the last `state_dict`, or the one before it, needs is written over."""
+        if not self.checkpoints:
             return self.ring.slack
-        return int((self.ring.needed(self.checkpoint) - self.ring.oldest(self.cursor)).min())
+        return int((self.ring.needed(self.checkpoints[0]) - self.ring.oldest(self.cursor)).min())
 
     @property
     def slack_used_up(self) -> bool:
-        """Whether to save now, because the next `add` could write over what the last checkpoint needs. Never where there is no slack to speak of."""
+        """Whether to save now, because the next `add` could write over what a checkpoint needs. Never where there is no slack to speak of."""
         return self.ring.slack > 1 and self.slack_left < 2
 
     @property
@@ -402,9 +293,10 @@ class Replay(Gather):
 
     def state_dict(self) -> dict[str, Any]:
         """All that is not in the folder, as tensors and plain python; without a folder the rows too. Call `sync()` first."""
-        self.checkpoint = self.cursor.copy()
+        self.checkpoints = [*self.checkpoints[-1:], self.cursor.copy()]
         names = [name for name, column in self.storage.columns.items() if self.path is None or column.mutable]
-        return {'layout': self.layout, 'cursor': self.cursor.tolist(), 'rng': self.rng.bit_generator.state, 'epochs': self.epochs,
+        return {'layout': self.layout, 'cursor': self.cursor.tolist(), 'checkpoints': [cursor.tolist() for cursor in self.checkpoints],
+                'rng': self.rng.bit_generator.state, 'epochs': self.epochs,
                 'order': torch.from_numpy(self.order.copy()), 'fingerprint': self._fingerprint(),
                 'created': [path.name for path in self.storage.created],
                 'columns': {name: self._used(name).cpu().clone() for name in names if self.mode == 'write'}}
@@ -441,7 +333,7 @@ class Replay(Gather):
         if self._fingerprint() != state['fingerprint']:
             raise ValueError(f'{self.path or "checkpoint"}: the stored rows are not those of the checkpoint (a torn or foreign map); '
                              'load an older checkpoint or start anew with overwrite=true')
-        self.checkpoint = cursor.copy()
+        self.checkpoints = [np.array(one, np.int64) for one in state['checkpoints']]
         if self.path is not None:
             known = {path.name for path in self.storage.created}
             self.storage.created[:0] = [self._named(name) for name in state['created'] if name not in known]
@@ -459,7 +351,9 @@ class Replay(Gather):
         for lane in range(self.num_envs):
             rows = np.arange(max(closed[lane] - self.ring.rows, 0), closed[lane])
             at = self.ring.positions(np.array(lane), rows)
-            value = zlib.crc32(self.reward[at].tobytes(), zlib.crc32(self.meta[at].tobytes(), value))
+            value = zlib.crc32(self.meta[at].tobytes(), value)
+            at = at[(self.meta[at] & LAST) == 0]  # nothing is written beside final observations: there lies what was left from earlier rows
+            value = zlib.crc32(self.reward[at].tobytes(), value)
             some = self._on(np.append(at[:: max(1, len(at) * self.num_envs // 64)], self.open[lane]))
             value = zlib.crc32(self.frames.index_select(0, some).cpu().numpy().tobytes(), value)
             value = zlib.crc32(self.action.index_select(0, some[:-1]).cpu().numpy().tobytes(), value)
