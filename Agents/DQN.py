@@ -140,8 +140,9 @@ class DQN(Agent):
         """y = R + γⁿ Q̄(s′, argmax Q(s′)) for double, argmax Q̄ otherwise; Huber loss of Q(s, a) − y."""
         with self.autocast():  # one region, so that each weight is cast once
             with torch.no_grad():
-                target_next = self.target_critic(self.target_encoder(next_obs))
-                online_next = self.critic(self.encoder(next_obs)) if self.double_q else None
+                prepared = self.encoder.prepare(next_obs)  # once for both networks
+                target_next = self.target_critic(self.target_encoder.represent(prepared))
+                online_next = self.critic(self.encoder.represent(prepared)) if self.double_q else None
                 target_q = td_target(reward, discount, next_value_discrete(target_next, online_next))
             representation = self.encoder(obs)
             q = gather_actions(self.critic(representation), action)
@@ -153,8 +154,9 @@ class DQN(Agent):
         """y = R + γⁿ min Q̄(s′, a′), a′ the actor's mean plus clipped noise (DrQ-v2, eq. 3); mean square of Q(s, a) − y, summed over heads."""
         with self.autocast():
             with torch.no_grad():
-                next_action = self.actor(self.encoder(next_obs), stddev).sample(noise, self.stddev_clip)
-                next_value = self.target_critic(self.target_encoder(next_obs), next_action).min(0).values
+                prepared = self.encoder.prepare(next_obs)  # once for both networks
+                next_action = self.actor(self.encoder.represent(prepared), stddev).sample(noise, self.stddev_clip)
+                next_value = self.target_critic(self.target_encoder.represent(prepared), next_action).min(0).values
                 target_q = td_target(reward, discount, next_value)
             representation = self.encoder(obs)
             q = self.critic(representation, action)

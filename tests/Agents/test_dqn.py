@@ -1,0 +1,588 @@
+"""DQN: acting, one update against a float64 re-implementation, targets, averages, exact restoring, every option beside every other."""
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import Checkpoint
+from Agents.Agent import can_compile
+from Agents.DQN import DQN
+from Agents.Random import Random
+from Blocks.Architectures import Dueling
+from Datasets.Batch import Batch
+from Datasets.Replay import Replay
+from Datasets.Specs import ActionSpec, ObsSpec
+from Environment import Step
+from Utils import NonFinite
+
+VECTOR, IMAGE = ObsSpec((3,), torch.float32, -math.inf, math.inf), ObsSpec((1, 36, 36), frame_stack=2)  # the smallest image of NatureCNN
+DISCRETE, BOX = ActionSpec(num_actions=4), ActionSpec((2,))
+TINY_EYES = {'encoder': {'eyes': {'_target_': 'NatureCNN', 'width': 0.125}}}
+
+
+def make(obs=VECTOR, action=DISCRETE, recipes=None, seed=0, **options):
+    torch.manual_seed(seed)
+    recipes = {'aug': {}, 'encoder': {}, 'critic': {}, 'actor': {}} | (TINY_EYES if obs.is_image else {}) | (recipes or {})
+    return DQN(obs_spec=obs, action_spec=action, recipes=recipes, seed=seed, **{'hidden_dim': 8, 'explore_steps': 0, 'lr': 1e-2} | options)
+
+
+def observations(n, spec=VECTOR, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    if spec.is_image:
+        return torch.randint(256, (n, *spec.stacked_shape), generator=random).to(torch.uint8)
+    return torch.randn((n, *spec.stacked_shape), generator=random)
+
+
+def look(n, spec=VECTOR, seed=0):
+    return Step(observations(n, spec, seed), torch.zeros(n, dtype=torch.bool), torch.zeros(n), torch.zeros(n))
+
+
+def batch(n=16, obs=VECTOR, action=DISCRETE, seed=0):
+    random = torch.Generator().manual_seed(100 + seed)
+    return Batch(obs=observations(n, obs, seed), next_obs=observations(n, obs, seed + 50), reward=3 * torch.randn(n, generator=random),
+                 action=torch.randint(4, (n,), generator=random) if action.discrete else torch.rand((n, 2), generator=random) * 2 - 1,
+                 discount=0.9 * (torch.rand(n, generator=random) > 0.2), indices=torch.arange(n), weight=torch.rand(n, generator=random) + 0.5)
+
+
+def parameters(module):
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+def filled_replay(obs, action, steps=40, lanes=2):
+    replay = Replay(obs, action, num_envs=lanes, capacity=200, seed=0, store='ram', discount=0.9, window=3)
+    random = np.random.default_rng(0)
+
+    def frames():
+        return random.integers(0, 256, (lanes, *obs.shape), np.uint8) if obs.is_image else random.normal(size=(lanes, *obs.shape)).astype(np.float32)
+
+    replay.begin(frames())
+    for _ in range(steps):
+        ended = random.random(lanes) < 0.1
+        actions = random.integers(0, 4, lanes) if action.discrete else random.uniform(-1, 1, (lanes, 2)).astype(np.float32)
+        replay.add(actions, random.normal(size=lanes).astype(np.float32), ended, np.zeros(lanes, bool), frames(), ended)
+    return replay
+
+
+# --- acting
+
+@pytest.mark.parametrize('obs', [VECTOR, IMAGE], ids=['vector', 'image'])
+def test_the_greedy_action_is_the_argmax_of_the_ensembles_mean(obs):
+    agent, step = make(obs, num_critics=3, seed=1), look(200, obs)
+    for p in agent.encoder.parameters():
+        p.data.mul_(5)  # so that images of noise differ
+    q = agent.critic(agent.encoder(step.obs)).double()
+    action, extras, _ = agent.act(step, greedy=True)
+    assert torch.equal(action, q.mean(0).argmax(-1)) and action.dtype == torch.int64 and extras == {}
+    assert len(action.unique()) > 1 and (q.argmax(-1) != action).any(), 'the heads disagree with their mean somewhere'
+    agent.epsilon = lambda step: 0.0
+    assert torch.equal(agent.act(step)[0], action), 'without ε acting is greedy'
+
+
+def test_acting_sees_the_image_without_augmentation():
+    agent, step = make(IMAGE, BOX, recipes={'aug': {'_target_': 'ShiftIntensity'}}, stddev_schedule=0.0), look(5, IMAGE)
+    mean = agent.actor(agent.encoder(step.obs), 0.0).mean
+    assert torch.equal(agent.act(step, greedy=True)[0], mean) and torch.allclose(agent.act(step)[0], mean, atol=1e-5)
+
+
+def test_greedy_continuous_actions_are_the_mean():
+    agent, step = make(action=BOX, num_actions=5), look(50)
+    action, _, _ = agent.act(step, greedy=True)
+    assert torch.equal(action, torch.tanh(agent.actor.pi_head(step.obs))) and action.shape == (50, 2) and action.dtype == torch.float32
+
+
+@pytest.mark.parametrize('agent', [make, lambda **settings: Random(action_spec=settings.pop('action', DISCRETE), seed=0)], ids=['DQN', 'Random'])
+def test_actions_are_uniform_before_explore_steps(agent):
+    n = 12_000
+    agents = agent(explore_steps=100), agent(action=BOX, explore_steps=100)
+    for one in agents:
+        one.step = 99
+    action = agents[0].act(look(n))[0]
+    counts = torch.bincount(action, minlength=4).double()
+    assert action.dtype == torch.int64 and ((counts - n / 4) ** 2 / (n / 4)).sum() < 16.3  # chi-square, 3 degrees of freedom, 99.9 %
+    action = agents[1].act(look(n))[0]
+    assert action.shape == (n, 2) and action.dtype == torch.float32 and action.min() >= -1 and action.max() <= 1
+    counts = torch.histc(action, 20, -1, 1).double()
+    assert ((counts - n / 10) ** 2 / (n / 10)).sum() < 43.8  # 19 degrees of freedom
+
+
+def test_the_policy_acts_from_explore_steps_on():
+    agent, step = make(explore_steps=100, epsilon=0.0), look(300)
+    greedy = agent.act(step, greedy=True)[0]
+    agent.step = 99
+    assert not torch.equal(agent.act(step)[0], greedy)
+    agent.step = 100
+    assert torch.equal(agent.act(step)[0], greedy)
+
+
+def test_epsilon_follows_its_schedule_in_agent_steps():
+    agent, n = make(epsilon='linear(1.0,0.2,1000)'), 20_000
+    greedy = agent.act(look(n), greedy=True)[0]
+    for step, epsilon in ((0, 1.0), (500, 0.6), (1000, 0.2), (5000, 0.2)):
+        agent.step = step
+        assert (agent.act(look(n))[0] != greedy).double().mean().item() == pytest.approx(epsilon * 3 / 4, abs=0.015)
+
+
+def test_softmax_exploration_follows_q_over_the_temperature():
+    agent, n = make(exploration='softmax', temperature='linear(1.0,0.05,100)', num_critics=2), 20_000
+    obs = observations(1).expand(n, -1)
+    q = agent.critic(agent.encoder(obs[:1])).mean(0)[0].double()
+    for step, temperature in ((0, 1.0), (100, 0.05)):
+        agent.step = step
+        weights = [math.exp(value / temperature) for value in q.tolist()]
+        expected = torch.tensor([w / sum(weights) for w in weights]).double() * n
+        counts = torch.bincount(agent.act(Step(obs, None, None, None))[0], minlength=4).double()
+        assert ((counts - expected) ** 2 / expected).sum() < 16.3
+
+
+def test_eval_epsilon_is_the_evaluations_own():
+    agent, n = make(eval_epsilon=0.4), 20_000
+    mean = agent.critic(agent.encoder(look(n).obs)).mean(0).argmax(-1)
+    assert (agent.act(look(n), greedy=True)[0] != mean).double().mean().item() == pytest.approx(0.3, abs=0.015)
+
+
+@pytest.mark.parametrize('options', [{}, {'eval_epsilon': 0.5}, {'exploration': 'softmax'}, {'action': BOX}, {'action': BOX, 'num_actions': 3},
+                                     {'obs': IMAGE, 'recipes': {'aug': {'_target_': 'ShiftIntensity'}}}])
+def test_evaluation_draws_nothing_from_the_agents_streams(options):
+    agent = make(explore_steps=10, **options)
+    step = look(8, options.get('obs', VECTOR))
+    for agent.step in (0, 10):
+        before = agent.acting.get_state(), agent.learning.get_state(), torch.get_rng_state()
+        agent.act(step, greedy=True)
+        assert same(before, (agent.acting.get_state(), agent.learning.get_state(), torch.get_rng_state()))
+        agent.act(step)
+        assert not torch.equal(before[0], agent.acting.get_state()) and torch.equal(before[1], agent.learning.get_state())
+        assert torch.equal(before[2], torch.get_rng_state())
+
+
+def test_acting_noise_follows_the_schedule_without_a_clip_inside_the_box():
+    agent, n = make(action=BOX, stddev_schedule='linear(1.0,0.1,100)'), 20_000
+    mean, noise = agent.act(look(n), greedy=True)[0], {}
+    calm = mean.abs().amax(-1) < 0.5  # far from the bounds
+    for agent.step in (0, 100):
+        action = agent.act(look(n))[0]
+        assert action.abs().max() <= torch.tensor(1 - 1e-6)
+        noise[agent.step] = (action - mean)[calm]
+    assert noise[0].abs().max() > 0.5, 'stddev_clip is for losses'
+    assert noise[100].std().item() == pytest.approx(0.1, rel=0.03)
+
+
+def test_continuous_candidates_are_ranked_by_the_critic():
+    agent, step = make(action=BOX, num_actions=20, temperature=1e-4, stddev_schedule=0.5), look(300)
+    action = agent.act(step)[0]
+    random = make(action=BOX, num_actions=20, stddev_schedule=0.5).acting  # the same stream from its start
+    mean = agent.actor(step.obs, 0.5).mean
+    candidates = (mean + 0.5 * torch.randn((20, 300, 2), generator=random)).clamp(-1 + 1e-6, 1 - 1e-6)
+    q = torch.stack([agent.critic(step.obs, candidate)[0] for candidate in candidates])
+    best = candidates[q.argmax(0), torch.arange(300)]
+    assert (action - best).abs().amax(-1).lt(1e-5).double().mean() > 0.9, 'nearly cold: the best of the candidates'
+    agent.temperature = lambda step: 1e4
+    q = agent.critic(step.obs, agent.act(step)[0])[0]
+    assert q.mean() < agent.critic(step.obs, best)[0].mean() - 0.01, 'hot: any of them'
+
+
+# --- one update, in float64, from the paper
+
+class Reference:
+    """Double DQN on two-layer heads with AdamW, written out; numpy-like torch in float64, no code of the library."""
+
+    def __init__(self, agent, lr, weight_decay, eps, tau):
+        self.online = [[p.detach().double().clone() for p in head.parameters()] for head in agent.critic.heads]
+        self.target = copy.deepcopy(self.online)
+        self.moments = [[(torch.zeros_like(p), torch.zeros_like(p)) for p in head] for head in self.online]
+        self.lr, self.weight_decay, self.eps, self.tau, self.updates = lr, weight_decay, eps, tau, 0
+
+    @staticmethod
+    def q(heads, x):
+        return [torch.relu(x @ w1.T + b1) @ w2.T + b2 for w1, b1, w2, b2 in heads]
+
+    def update(self, b, double, huber):
+        obs, next_obs, reward, discount, weight = (t.double() for t in (b.obs, b.next_obs, b.reward, b.discount, b.weight))
+        y = []
+        online_next, target_next = self.q(self.online, next_obs), self.q(self.target, next_obs)
+        for i in range(len(reward)):
+            choose = online_next if double else target_next
+            values = [sum(float(q[i, a]) for q in choose) / len(choose) for a in range(4)]
+            best = values.index(max(values))
+            y.append(float(reward[i]) + float(discount[i]) * min(float(q[i, best]) for q in target_next))
+        q_sa, loss, self.updates = [], 0.0, self.updates + 1
+        for head, moments, q in zip(self.online, self.moments, self.q(self.online, obs)):
+            w1, b1, w2, b2 = head
+            pre = obs @ w1.T + b1
+            hidden, n = pre.clamp(min=0), len(y)
+            gradients = [torch.zeros_like(p) for p in head]
+            for i, a in enumerate(b.action.tolist()):
+                error, w = float(q[i, a]) - y[i], float(weight[i])
+                q_sa.append(float(q[i, a]))
+                if huber:
+                    loss += w * (0.5 * error ** 2 if abs(error) < 1 else abs(error) - 0.5) / n
+                    slope = max(-1.0, min(1.0, error)) * w / n
+                else:
+                    loss += w * error ** 2 / n
+                    slope = 2 * error * w / n
+                gradients[2][a] += slope * hidden[i]
+                gradients[3][a] += slope
+                back = slope * w2[a] * (pre[i] > 0)
+                gradients[0] += torch.outer(back, obs[i])
+                gradients[1] += back
+            for p, g, (first, second) in zip(head, gradients, moments):
+                first.mul_(0.9).add_(0.1 * g)
+                second.mul_(0.999).add_(0.001 * g * g)
+                p.mul_(1 - self.lr * self.weight_decay)
+                p.sub_(self.lr * (first / (1 - 0.9 ** self.updates)) / ((second / (1 - 0.999 ** self.updates)).sqrt() + self.eps))
+        for target, online in zip(self.target, self.online):
+            for t, p in zip(target, online):
+                t.mul_(1 - self.tau).add_(self.tau * p)
+        return {'critic_loss': loss, 'target_q': sum(y) / len(y), 'q_mean': sum(q_sa) / len(q_sa)}
+
+
+@pytest.mark.parametrize('double, huber, heads', [(True, True, 1), (True, True, 2), (False, True, 2), (True, False, 2), (False, False, 1)])
+def test_updates_against_a_float64_reimplementation(double, huber, heads):
+    options = {'lr': 0.02, 'weight_decay': 0.1, 'target_tau': 0.3}
+    agent = make(num_critics=heads, double=double, huber=huber, adam_eps=1e-4, **options, seed=2)
+    reference = Reference(agent, eps=1e-4, lr=0.02, weight_decay=0.1, tau=0.3)
+    for i in range(5):
+        metrics, expected = agent.update(batch(seed=i)), reference.update(batch(seed=i), double, huber)
+        assert {name: metrics[name].item() for name in expected} == pytest.approx(expected, rel=2e-5, abs=2e-6)
+        for mine, theirs in ((agent.critic, reference.online), (agent.target_critic, reference.target)):
+            for head, other in zip(mine.heads, theirs, strict=True):
+                assert all(torch.allclose(p.double(), q, rtol=1e-4, atol=2e-5) for p, q in zip(head.parameters(), other, strict=True))
+    assert agent.update_count == 5
+
+
+def test_a_continuous_update_against_the_formulas():
+    agent = make(action=BOX, num_critics=2, stddev_schedule=1.0, stddev_clip=0.3, target_tau=0.3, depth=1, seed=3)
+    for head in [*agent.critic.heads, agent.actor.pi_head]:
+        head.layers[-1].weight.data.mul_(4)  # means near the bounds too
+    before, b = copy.deepcopy({'actor': agent.actor, 'target': agent.target_critic, 'critic': agent.critic}), batch(64, action=BOX)
+    random = torch.Generator()
+    random.set_state(agent.learning.get_state())
+    metrics = agent.update(b)
+
+    def mlp(part, x):
+        w1, b1, w2, b2 = (p.detach().double() for p in part.parameters())
+        return torch.relu(x @ w1.T + b1) @ w2.T + b2
+
+    def q(critic, obs, action):
+        return [mlp(head, torch.cat([obs, action], 1))[:, 0] for head in critic.heads]
+
+    def act(obs, noise):
+        noise = noise.double()
+        assert (noise.abs() > 0.3).any()
+        return (torch.tanh(mlp(before['actor'].pi_head, obs)) + noise.clamp(-0.3, 0.3)).clamp(-1 + 1e-6, 1 - 1e-6)
+
+    obs, next_obs = b.obs.double(), b.next_obs.double()
+    target_q = torch.minimum(*q(before['target'], next_obs, act(next_obs, torch.randn(64, 2, generator=random))))
+    y = b.reward.double() + b.discount.double() * target_q
+    critic_loss = sum((b.weight.double() * (head - y) ** 2).mean() for head in q(before['critic'], obs, b.action.double()))
+    action = act(obs, torch.randn(64, 2, generator=random))
+    actor_loss = -torch.minimum(*q(agent.critic, obs, action)).mean()  # the critic that has just been updated
+    assert (action.abs() > 0.999).any(), 'the clamp was active somewhere'
+    assert metrics['target_q'].item() == pytest.approx(y.mean().item(), rel=1e-5)
+    assert metrics['critic_loss'].item() == pytest.approx(critic_loss.item(), rel=1e-5)
+    assert metrics['actor_loss'].item() == pytest.approx(actor_loss.item(), rel=1e-5)
+    assert abs(-torch.minimum(*q(before['critic'], obs, action)).mean() - actor_loss) > 1e-3, 'which differs from the one before'
+
+
+@pytest.mark.parametrize('action', [DISCRETE, BOX], ids=['discrete', 'continuous'])
+def test_targets_of_images_come_from_the_target_encoder(action):
+    agent, b = make(IMAGE, action, num_critics=2, target_tau=0.3, stddev_schedule=0.0), batch(16, IMAGE, action)
+    for i in range(3):
+        agent.update(batch(16, IMAGE, action, seed=i + 1))  # the two encoders are apart now
+    if action.discrete:
+        pick = agent.critic(agent.encoder(b.next_obs)).mean(0).argmax(-1)
+        q = agent.target_critic(agent.target_encoder(b.next_obs))[:, torch.arange(16), pick]
+    else:
+        q = agent.target_critic(agent.target_encoder(b.next_obs), agent.actor(agent.encoder(b.next_obs), 0.0).mean)
+    y = (b.reward + b.discount * q.min(0).values).mean().item()
+    assert agent.update(b)['target_q'].item() == pytest.approx(y, rel=1e-5)
+
+
+def test_obs_and_next_obs_are_shifted_apart():
+    agent, b = make(IMAGE, recipes={'aug': {'_target_': 'RandomShift'}}), batch(32, IMAGE)
+    b.next_obs = b.obs
+    seen, loss = [], agent.critic_loss
+
+    def spy(*arguments):
+        seen.append(arguments)
+        return loss(*arguments)
+
+    agent.critic_loss = spy
+    agent.update(b)
+    obs, *_, next_obs, _ = seen[0]
+    assert obs.dtype == torch.uint8 and not torch.equal(obs, b.obs)
+    assert (obs == next_obs).flatten(1).all(1).sum() < 5
+
+
+# --- what moves, and what must not
+
+@pytest.mark.parametrize('obs, action', [(VECTOR, DISCRETE), (IMAGE, DISCRETE), (VECTOR, BOX), (IMAGE, BOX)])
+def test_the_target_network_moves_by_tau_exactly(obs, action):
+    agent = make(obs, action, target_tau=0.01)
+    for i in range(3):
+        before = [parameters(agent.target_encoder), parameters(agent.target_critic)]
+        agent.update(batch(8, obs, action, seed=i))
+        for old, target, online in zip(before, (agent.target_encoder, agent.target_critic), (agent.encoder, agent.critic)):
+            for o, t, p in zip(old, target.parameters(), online.parameters(), strict=True):
+                assert torch.allclose(t.double(), 0.99 * o.double() + 0.01 * p.detach().double(), rtol=0, atol=1e-7)
+    assert not same(before[1], parameters(agent.target_critic))
+
+
+def test_hard_copies_come_every_target_per_updates():
+    agent = make(IMAGE, target_tau=1, target_per_updates=3)
+    start, equal = parameters(agent.target_critic), []
+    for i in range(7):
+        agent.update(batch(4, IMAGE, seed=i))
+        equal.append(same(parameters(agent.target_critic), parameters(agent.critic)) and same(parameters(agent.target_encoder), parameters(agent.encoder)))
+        if i < 2:
+            assert same(parameters(agent.target_critic), start)
+    assert equal == [False, False, True, False, False, True, False]
+
+
+@pytest.mark.parametrize('obs', [VECTOR, IMAGE], ids=['vector', 'image'])
+def test_an_actor_update_leaves_encoder_and_critic_alone(obs):
+    agent = make(obs, BOX, num_critics=2, weight_decay=0.1)
+    agent.update(batch(8, obs, BOX))  # optimisers have momentum now
+    parts = (agent.encoder, agent.critic, agent.target_encoder, agent.target_critic)
+    before, actor = [parameters(part) for part in parts], parameters(agent.actor)
+    agent.update_actor(agent.encoder(batch(8, obs, BOX).obs).detach(), torch.tensor(0.2))
+    assert all(same(old, parameters(part)) for old, part in zip(before, parts))
+    assert not same(actor, parameters(agent.actor)) and all(p.requires_grad for p in agent.critic.parameters())
+    assert all(not p.requires_grad for part in parts[2:] for p in part.parameters())
+
+
+def test_the_encoder_learns_from_the_critic_and_can_be_frozen():
+    agent = make(IMAGE)
+    before = parameters(agent.encoder)
+    agent.update(batch(8, IMAGE))
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters(agent.encoder)))
+    frozen = make(IMAGE, recipes={'encoder': {**TINY_EYES['encoder'], 'optim': {'lr': 0.0}}})
+    encoder, critic = parameters(frozen.encoder), parameters(frozen.critic)
+    frozen.update(batch(8, IMAGE))
+    assert same(encoder, parameters(frozen.encoder)) and not same(critic, parameters(frozen.critic))
+
+
+def test_the_target_gets_no_gradient():
+    agent = make(IMAGE)
+    agent.update(batch(8, IMAGE))
+    assert all(p.grad is None for part in (agent.target_encoder, agent.target_critic) for p in part.parameters())
+
+
+@pytest.mark.parametrize('action', [DISCRETE, BOX], ids=['discrete', 'continuous'])
+def test_averages_exist_only_with_ema_and_then_they_act(action):
+    plain, agent = make(IMAGE, action), make(IMAGE, action, ema=True, ema_decay=0.9)
+    assert not [name for name in plain.state_dict() if 'ema' in name]
+    head, ema_head = (agent.critic if action.discrete else agent.actor), agent.ema_head
+    for i in range(3):
+        before = [parameters(agent.ema_encoder), parameters(ema_head)]
+        agent.update(batch(8, IMAGE, action, seed=i))
+        plain.update(batch(8, IMAGE, action, seed=i))
+        for old, average, online in zip(before, (agent.ema_encoder, ema_head), (agent.encoder, head)):
+            for o, t, p in zip(old, average.parameters(), online.parameters(), strict=True):
+                assert torch.allclose(t.double(), 0.9 * o.double() + 0.1 * p.detach().double(), rtol=0, atol=1e-6)
+    assert same(parameters(plain.critic), parameters(agent.critic)), 'learning notices nothing'
+    step = look(60, IMAGE)
+    with torch.no_grad():
+        for p in (*agent.encoder.parameters(), *head.parameters()):
+            p.normal_()
+    averaged = ema_head(agent.ema_encoder(step.obs), *[] if action.discrete else [0.1])
+    expected = averaged.mean(0).argmax(-1) if action.discrete else averaged.mean
+    assert torch.equal(agent.act(step, greedy=True)[0], expected)
+
+
+def test_nan_stops_before_the_weights_move():
+    agent, b = make(action=BOX), batch(8, action=BOX)
+    agent.update(b)
+    before = parameters(agent)
+    b.reward[3] = math.nan
+    with pytest.raises(NonFinite, match='critic_loss is nan'):
+        agent.update(b)
+    assert same(before, parameters(agent)) and agent.update_count == 1
+
+
+def test_the_gradient_norm_is_clipped_over_encoder_and_critic():
+    agent = make(IMAGE, grad_clip=1e-3, recipes={name: {**TINY_EYES.get(name, {}), 'optim': {'_target_': 'SGD', 'lr': 1.0}} for name in ('encoder', 'critic')})
+    before = [*parameters(agent.encoder), *parameters(agent.critic)]
+    agent.update(batch(8, IMAGE))
+    moved = sum((a - b).double().square().sum() for a, b in zip(before, [*parameters(agent.encoder), *parameters(agent.critic)])).sqrt()
+    assert moved.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+# --- saved and restored
+
+@pytest.mark.parametrize('obs, action, options', [
+    (VECTOR, DISCRETE, {'num_critics': 2, 'exploration': 'softmax', 'target_per_updates': 7, 'target_tau': 1}),
+    (IMAGE, DISCRETE, {'recipes': {'aug': {'_target_': 'ShiftIntensity'}}, 'ema': True, 'lr_decay_steps': 30, 'grad_clip': 1.0}),
+    (VECTOR, BOX, {'num_actions': 3, 'ema': True, 'recipes': {'actor': {'optim': {'_target_': 'SGD', 'momentum': 0.9}}}}),
+    (IMAGE, BOX, {'recipes': {'aug': {'_target_': 'RandomShift'}}, 'num_critics': 2})], ids=['vector', 'image', 'vector box', 'image box'])
+def test_a_restored_agent_goes_on_to_the_bit(tmp_path, obs, action, options):
+    def live(agent, begin, end):
+        trace = []
+        for i in range(begin, end):
+            agent.step = 100 * i
+            trace += [agent.act(look(4, obs, seed=i))[0], *agent.update(batch(8, obs, action, seed=i)).values()]
+        return trace
+
+    agent = make(obs, action, explore_steps=300, **options)
+    live(agent, 0, 6)
+    Checkpoint.write(tmp_path / 'agent.pt', {'agent': agent.state()})
+    expected = live(agent, 6, 26)
+
+    twin = make(obs, action, seed=9, explore_steps=300, **options)
+    twin.load_state(Checkpoint.read(tmp_path / 'agent.pt')['agent'])
+    assert (twin.step, twin.update_count) == (500, 6)
+    assert same(live(twin, 6, 26), expected)
+    assert same(list(agent.state_dict().values()), list(twin.state_dict().values())) and twin.update_count == 26
+    assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(agent.generators().values(), twin.generators().values()))
+
+
+@pytest.mark.parametrize('saved, loading, message', [
+    ({}, {'hidden_dim': 9}, 'the saved weights do not fit this agent: .*size mismatch'),
+    ({}, {'num_critics': 2}, 'the saved weights do not fit this agent: .*Missing key'),
+    ({'ema': True}, {}, 'the saved weights do not fit this agent: .*Unexpected key'),
+    ({'lr_decay_steps': 5}, {}, 'the saved agent has schedulers of .*critic.*, this one of \\[\\]')])
+def test_another_agents_state_is_refused(saved, loading, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make(**loading).load_state(make(**saved).state())
+    assert '\n' not in str(error.value)
+
+
+def test_two_agents_of_one_seed_are_one():
+    one, two, other = make(seed=4), make(seed=4), make(seed=5)
+    for agent in (one, two, other):
+        agent.actions = torch.stack([agent.act(look(20))[0] for _ in range(5)])
+        for i in range(10):
+            agent.update(batch(seed=i))
+    assert torch.equal(one.actions, two.actions) and same(parameters(one), parameters(two))
+    assert not torch.equal(one.actions, other.actions) and not same(parameters(one), parameters(other))
+
+
+# --- every option beside every other
+
+OPTIONS = ('image', 'continuous', 'softmax', 'not double', 'dueling', 'two heads', 'layer_norm', 'nstep 3', 'ema', 'bf16', 'hard copies')
+ROW = [1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0]  # Plackett and Burman 1946: twelve cases in which any two options meet in all four combinations
+CASES = [[ROW[(j - i) % 11] for j in range(11)] for i in range(11)] + [[0] * 11]
+
+
+def test_the_cases_are_pairwise():
+    for a, b in itertools.combinations(range(11), 2):
+        assert {(case[a], case[b]) for case in CASES} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda case: ', '.join(name for name, chosen in zip(OPTIONS, case) if chosen) or 'none')
+def test_options_go_together(case):
+    on = dict(zip(OPTIONS, case))
+    obs, action = IMAGE if on['image'] else VECTOR, BOX if on['continuous'] else DISCRETE
+    options = {'exploration': 'softmax' if on['softmax'] else 'epsilon', 'double': not on['not double'], 'dueling': bool(on['dueling']),
+               'num_critics': 1 + on['two heads'], 'layer_norm': bool(on['layer_norm']), 'nstep': 3 if on['nstep 3'] else 1, 'ema': bool(on['ema']),
+               'precision': 'bf16' if on['bf16'] else 'fp32', 'target_tau': 1 if on['hard copies'] else 0.05, 'target_per_updates': 1 + on['hard copies'],
+               'batch_size': 8, 'trunk_dim': 6, 'num_actions': 1 + 2 * on['softmax'], 'grad_clip': 1.0 if on['two heads'] else None,
+               'lr_decay_steps': 20 * on['ema'], 'huber': bool(on['dueling'])}
+    if on['image'] and on['nstep 3']:
+        options['recipes'] = {'aug': {'_target_': 'RandomShift', 'pad': 2}}
+    agent, replay = make(obs, action, **options), filled_replay(obs, action)
+    learners = [agent.critic, *([agent.actor] if on['continuous'] else []), *([agent.encoder] if on['image'] else [])]
+    before = [parameters(block) for block in learners]
+    for agent.step in range(4):
+        metrics = agent.learn(replay)
+        assert all(value.shape == () and torch.isfinite(value) and not value.requires_grad for value in metrics.values())
+    assert set(metrics) == {'critic_loss', 'q_mean', 'target_q'} | ({'actor_loss'} if on['continuous'] else set())
+    assert not any(same(old, parameters(block)) for old, block in zip(before, learners))
+    assert all(p.dtype == torch.float32 for p in agent.parameters()), 'weights stay float32'
+    for greedy in (False, True):
+        chosen, extras, _ = agent.act(look(5, obs), greedy=greedy)
+        assert chosen.shape == ((5, 2) if on['continuous'] else (5,)) and chosen.dtype == action.dtype and extras == {}
+        assert chosen.abs().max() <= 1 if on['continuous'] else 0 <= chosen.min() and chosen.max() < 4
+    twin = make(obs, action, seed=1, **options)
+    twin.load_state(agent.state())
+    assert same(list(twin.state_dict().values()), list(agent.state_dict().values()))
+
+
+def test_options_reach_the_parts_they_are_for():
+    plain, agent = make(IMAGE), make(IMAGE, dueling=True, layer_norm=True, hidden_dim=9, depth=2, num_critics=2)
+    assert all(isinstance(head, Dueling) for head in agent.critic.heads) and len(agent.critic.heads) == 2
+    assert not any(isinstance(head, Dueling) for head in plain.critic.heads) and len(plain.critic.heads) == 1
+    assert [type(layer) for layer in agent.critic.heads[0].value.layers] == 2 * [nn.Linear, nn.LayerNorm, nn.ReLU] + [nn.Linear]
+    assert agent.critic.heads[0].value.layers[0].out_features == 9
+    for one, norms in ((plain, 0), (agent, 3)):
+        assert sum(isinstance(layer, nn.GroupNorm) for layer in one.encoder.modules()) == norms
+    box = make(IMAGE, BOX, layer_norm=True, trunk_dim=7, num_critics=2)
+    assert box.critic.trunk.output_shape == box.actor.trunk.output_shape == (7,)
+    assert any(isinstance(layer, nn.LayerNorm) for layer in box.actor.pi_head.modules())
+
+
+def test_learning_asks_the_replay_for_its_batch_size_and_nstep():
+    agent, asked = make(batch_size=5, nstep=3), []
+
+    class Spy:
+        def sample(self, *arguments, **options):
+            asked.append((arguments, options))
+            return batch(5)
+
+    agent.learn(Spy())
+    assert asked in ([((5, 3), {})], [((5,), {'nstep': 3})], [((5, 3, 0), {})])
+
+
+@pytest.mark.parametrize('obs, action', [(VECTOR, DISCRETE), (IMAGE, DISCRETE), (VECTOR, BOX), (IMAGE, BOX)])
+def test_bf16_stays_close_to_fp32(obs, action):
+    exact, half = make(obs, action, lr=1e-3), make(obs, action, lr=1e-3, precision='bf16')
+    for i in range(10):
+        expected, metrics = exact.update(batch(32, obs, action, seed=i)), half.update(batch(32, obs, action, seed=i))
+        for name, value in expected.items():
+            assert metrics[name].dtype == torch.float32 and metrics[name].item() == pytest.approx(value.item(), rel=0.03, abs=0.03)
+    distance = sum((a - b).norm() for a, b in zip(parameters(exact), parameters(half)))
+    assert 0 < distance < 0.05 * sum(p.norm() for p in parameters(exact)), 'close, and not the same'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason='needs a C++ compiler and the headers of Python')
+@pytest.mark.parametrize('obs, action', [(IMAGE, DISCRETE), (VECTOR, BOX)])
+def test_compiled_updates_equal_eager_ones(obs, action):
+    eager, compiled = make(obs, action, num_critics=2), make(obs, action, num_critics=2, compile=True)
+    for i in range(20):
+        expected, metrics = eager.update(batch(16, obs, action, seed=i)), compiled.update(batch(16, obs, action, seed=i))
+        for name, value in expected.items():
+            assert metrics[name].item() == pytest.approx(value.item(), rel=1e-3, abs=1e-4), name
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(parameters(eager), parameters(compiled)))
+
+
+def test_compiling_without_a_compiler_says_what_to_install(monkeypatch):
+    monkeypatch.setenv('CXX', 'a-compiler-that-is-not-there')
+    with pytest.raises(ValueError, match=r'^compile=true on a CPU needs a C\+\+ compiler and the headers of Python: apt install g\+\+ python3-dev$'):
+        make(compile=True)
+    make(compile=False)
+
+
+# --- wrong values
+
+@pytest.mark.parametrize('options, message', [
+    ({'exploration': 'boltzmann'}, 'agent.exploration=boltzmann: expected epsilon or softmax'),
+    ({'precision': 'fp16'}, 'precision=fp16: expected fp32 or bf16'),
+    ({'num_critics': 0}, 'agent.num_critics=0: expected 1 or more'),
+    ({'num_actions': 0}, 'agent.num_actions=0: expected 1 or more'),
+    ({'target_per_updates': 0}, 'agent.target_per_updates=0: expected 1 or more'),
+    ({'target_tau': 0}, 'agent.target_tau=0: expected more than 0, at most 1'),
+    ({'target_tau': 1.5}, 'agent.target_tau=1.5: '),
+    ({'eval_epsilon': -0.1}, 'agent.eval_epsilon=-0.1: expected a number from 0 to 1'),
+    ({'epsilon': 'linear(1,0)'}, r'agent.epsilon=linear\(1,0\): expected a number, linear\(a,b,n\)'),
+    ({'epsilon': 1.5}, 'agent.epsilon=1.5: '),
+    ({'epsilon': 'linear(1,-0.1,100)'}, 'agent.epsilon='),
+    ({'temperature': 0}, 'agent.temperature=0: expected more than 0'),
+    ({'stddev_schedule': 'fast'}, 'agent.stddev_schedule=fast: '),
+    ({'stddev_schedule': -1}, 'agent.stddev_schedule=-1: '),
+    ({'stddev_clip': -0.3}, 'agent.stddev_clip=-0.3: '),
+    ({'recipes': {'encoder': {'eyes': {'_target_': 'NatureCNN'}}}}, r'NatureCNN sees images \(C, H, W\), not \(3,\)'),
+    ({'recipes': {'aug': {'_target_': 'RandomShift'}}}, r'Aug=RandomShift sees images \(C, H, W\), not \(3,\)'),
+    ({'recipes': {'critic': {'q_head': {'_target_': 'MLP', 'widht': 3}}}}, 'recipes.critic.q_head.widht: MLP has no such argument'),
+    ({'recipes': {'critic': {'q_head': {'_target_': 'MPL'}}}}, 'recipes.critic.q_head=MPL: no such name; nearest: MLP')])
+def test_a_wrong_value_is_one_line(options, message):
+    with pytest.raises(ValueError, match=f'^{message}') as error:
+        make(**options)
+    assert '\n' not in str(error.value)
