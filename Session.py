@@ -64,7 +64,8 @@ class Session:
     def __init__(self, values: dict[str, Any], overrides: str = '') -> None:
         self.args = args = Args(values)
         self.device = choose_device(args.device)
-        torch.use_deterministic_algorithms(args.deterministic)
+        if args.deterministic != torch.are_deterministic_algorithms_enabled():  # the call alone imports half of torch's compiler
+            torch.use_deterministic_algorithms(args.deterministic)
         if args.deterministic:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         check_parts(args)
@@ -73,7 +74,7 @@ class Session:
         self.step = self.learn_calls = self.episodes = 0
         self.seed_steps = 0 if args.offline else args.seed_steps  # agent steps before the first update; more where a replay has to fill anew
         self.complete = False  # the run came to its end
-        self.replay_anew = False  # of a resumed run: its replay was not kept
+        self.replay_anew = self.replay_kept = False  # of a resumed run: its replay was not kept; it had ended, and was
         self.score: float | None = None
         self.agent_state: Any = None
         self.stop_signal: int | None = None
@@ -125,7 +126,8 @@ class Session:
         else:
             self.start()
         # train_steps was reached before this process began, by more than the last step of a run that was interrupted while it ended
-        self.ended_before = state is not None and self.finished and (self.complete or self.step - args.num_envs >= args.train_steps)
+        ended = state is not None and self.finished and (self.complete or self.step - args.num_envs >= args.train_steps)
+        self.replay_kept = state is not None and ended and (not self.complete or state['replay_kept'])
 
     # --- building
 
@@ -339,7 +341,7 @@ class Session:
             self.replay.sync()
             Checkpoint.save(self.path, {
                 'step': self.step, 'learn_calls': self.learn_calls, 'episodes': self.episodes, 'score': self.score,
-                'seed_steps': self.seed_steps, 'complete': self.complete,
+                'seed_steps': self.seed_steps, 'complete': self.complete, 'replay_kept': self.replay_kept or self.args.replay.save,
                 'agent': self.agent.state(), 'agent_state': self.agent_state, 'environment': None if self.args.offline else self.environment.state_dict(),
                 'replay': self.replay.state_dict(), 'logger': self.logger.state_dict(), 'clocks': {name: clock.last for name, clock in self.clocks.items()},
                 'torch': torch.get_rng_state(), 'graft_version': VERSION})
@@ -377,6 +379,7 @@ class Session:
             else:
                 self.logger.say(f'{self.replay_path} is another replay than before: its passes begin anew')
         elif self.replay_anew:
+            self.replay.made_before(state['replay'])
             self.replay.begin(self.environment.frames)
             if not self.finished:  # a trained agent must not learn from the first few rows alone
                 self.seed_steps, self.learn_calls = self.step + self.args.seed_steps, 0
@@ -434,8 +437,7 @@ class Session:
         if self.args.save:
             self.save()
         self.plot()
-        kept = self.ended_before and not self.replay_anew  # what a run kept when it ended stays
-        if self.complete and not (self.args.offline or self.args.replay.save or kept):
+        if self.complete and not (self.args.offline or self.args.replay.save or self.replay_kept):
             self.replay.discard()
 
     def close(self) -> None:

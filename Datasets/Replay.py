@@ -334,13 +334,13 @@ class Replay(Draw):
             raise ValueError(f'{self.path or "checkpoint"}: the stored rows are not those of the checkpoint (a torn or foreign map); '
                              'load an older checkpoint or start anew with overwrite=true')
         self.checkpoints = [np.array(one, np.int64) for one in state['checkpoints']]
+        self.made_before(state)
+
+    def made_before(self, state: dict[str, Any]) -> None:
+        """Takes the files that the run of this state had created for its own, so that `discard` removes them too."""
         if self.path is not None:
             known = {path.name for path in self.storage.created}
-            self.storage.created[:0] = [self._named(name) for name in state['created'] if name not in known]
-
-    def _named(self, name: str) -> Path:
-        assert self.path is not None
-        return self.path if name == self.path.name else self.path / name
+            self.storage.created[:0] = [self.path if name == self.path.name else self.path / name for name in state['created'] if name not in known]
 
     def _fingerprint(self) -> int:
         """A checksum of all rewards and flags that can be drawn, and of some frames and actions."""

@@ -163,7 +163,7 @@ class Storage:
             if self.mode == 'read':
                 raise EmptyReplay(f'{path} holds no rows yet: its writer has not begun')
             for file, size in sizes.items():
-                self.created.append(file)  # also one that is there: of a set-up, or of a `discard`, that was killed
+                self.created += [] if file.exists() else [file]
                 temporary = file.with_suffix('.tmp') if file == cursors else file
                 with open(temporary, 'ab') as handle:
                     if file == cursors:

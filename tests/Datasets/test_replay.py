@@ -454,10 +454,10 @@ def test_more_rows_than_the_slack_are_refused_at_resume(tmp_path):
 
 def test_a_ragged_map_is_noticed(tmp_path):
     world, replay = pair(30, store='map', path=tmp_path)
-    state = replay.state_dict()
+    state, position = replay.state_dict(), int(replay.draw(1)[0])
     replay.close()
     with open(tmp_path / 'reward.bin', 'r+b') as file:
-        file.seek(4 * 12)
+        file.seek(4 * position)
         file.write(b'\xff' * 4)
     with pytest.raises(ValueError, match='not those of the checkpoint'):
         build(world.obs_spec, world.action_spec, store='map', path=tmp_path).load_state_dict(state)

@@ -1,0 +1,516 @@
+"""What every flag of the loop does, on runs of a second and less."""
+import itertools
+import json
+import os
+import signal
+import time
+
+import av
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import Checkpoint
+import Session as session_module
+from Agents.Random import Random
+from Datasets.Replay import Replay
+from Environment import Step
+from Run import train
+from tests import runs as processes
+from tests.conftest import lines
+
+
+def equal(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def timeless(rows):
+    return [{name: cell for name, cell in row.items() if name not in ('time', 'fps', 'fps_train', 'updates_per_second')} for row in rows]
+
+
+def transitions(replay):
+    """Every stored transition of every lane in time order, as tuples of bytes and numbers."""
+    lanes = []
+    for lane in range(replay.num_envs):
+        rows = np.arange(max(replay.cursor[lane] - replay.ring.rows, 0), replay.cursor[lane])
+        at = replay.ring.positions(np.array(lane), rows)
+        batch = replay.gather(at[(replay.meta[at] & 2) == 0])
+        lanes.append([(obs.numpy().tobytes(), action.numpy().tobytes(), reward.item(), discount.item(), next_obs.numpy().tobytes() if discount else b'')
+                      for obs, action, reward, discount, next_obs in zip(batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs)])
+    return lanes
+
+
+def stored(session, path, num_envs):
+    return transitions(Replay(session.environment.obs_spec, session.environment.action_spec, num_envs=num_envs, capacity=1, seed=0, path=path, mode='read'))
+
+
+# --- learning: how often
+
+@pytest.mark.parametrize('steps, seed_steps, learn_per_steps, updates_per_learn, after, num_envs', [
+    (60, 20, 4, 1, 0, 1), (61, 20, 4, 1, 3, 1), (59, 21, 2, 3, 0, 1), (60, 21, 2, 3, 5, 4), (62, 20, 3, 2, 1, 4), (61, 0, 1, 1, 0, 16), (30, 60, 1, 2, 2, 1),
+    (60, 20, 7, 1, 0, 16), (60, 20, 0, 1, 9, 1), (60, 20, 0, 3, 9, 4), (0, 0, 1, 1, 5, 1)])
+def test_number_of_updates(graft, steps, seed_steps, learn_per_steps, updates_per_learn, after, num_envs):
+    left = graft.run(f'train_steps={steps}', f'seed_steps={seed_steps}', f'learn_per_steps={learn_per_steps}', f'updates_per_learn={updates_per_learn}',
+                     f'learn_steps_after={after}', f'num_envs={num_envs}', 'log_per_steps=1', 'evaluate_per_steps=0')
+    expected = 0
+    if learn_per_steps and steps:
+        expected = max(0, steps - seed_steps) // learn_per_steps * updates_per_learn + after
+    assert left.updates() == expected == int(left.rows('eval')[-1]['update'])
+    for row in left.rows('train')[:-1]:  # on the way: what the step before asked for, as the learner works while the simulator does
+        due = [max(0, int(row['step']) - lag - seed_steps) // learn_per_steps * updates_per_learn if learn_per_steps else 0 for lag in (num_envs, 0)]
+        assert due[0] <= int(row['update']) <= due[1]
+
+
+def test_actions_are_uniform_while_exploring_and_the_agents_own_after(graft):
+    session = graft.session('task=gym/Acrobot-v1', 'explore_steps=300', 'agent.epsilon=0', 'agent.eval_epsilon=0', 'train_steps=400', 'learn_per_steps=0',
+                            'num_envs=2')
+    drawn, greedy = [], []
+    for _ in range(200):
+        seen = session.environment.observe()
+        best, _, _ = session.agent.act(seen, greedy=True)
+        session.advance()
+        drawn.append(session.environment.observe().prev_action.clone())
+        first = session.environment.observe().first  # the actions of an episode that ended are not shown
+        greedy.append((best == drawn[-1]) | first)
+    uniform = torch.cat(drawn[:150])
+    share = torch.bincount(uniform, minlength=3) / len(uniform)
+    assert (abs(share - 1 / 3) < 4 * (2 / 9 / 300) ** 0.5).all(), share
+    assert not torch.cat(greedy[:150]).all() and torch.cat(greedy[150:]).all()
+
+
+def test_metrics_stay_out_of_the_log_when_told(graft):
+    assert 'critic_loss' not in graft.run('agent_log=false').rows('train')[-1]
+
+
+# --- evaluation
+
+@pytest.mark.parametrize('options, steps', [
+    ((), [0, 20, 40, 60]), (('train_steps=65',), [0, 20, 40, 60, 65]), (('evaluate_per_steps=0',), [0, 60]), (('evaluate_per_steps=1000',), [0, 60]),
+    (('num_envs=16',), [0, 32, 48, 64]), (('train_steps=0',), [0]), (('learn_steps_after=3', 'train_steps=40'), [0, 20, 40])])
+def test_evaluation_at_the_start_on_cadence_and_at_the_end_once_each(graft, monkeypatch, options, steps):
+    evaluated, evaluate = [], session_module.evaluate
+
+    def counted(agent, environment, episodes, *args):
+        evaluated.append(environment)
+        return evaluate(agent, environment, episodes, *args)
+
+    monkeypatch.setattr(session_module, 'evaluate', counted)
+    left = graft.run(*options)
+    assert left.steps('eval') == steps and len(evaluated) == len(steps) and len(set(map(id, evaluated))) == 1
+
+
+def test_evaluation_has_an_env_and_seeds_of_its_own_and_training_notices_nothing(graft, monkeypatch):
+    made, make = [], session_module.make
+    monkeypatch.setattr(session_module, 'make', lambda *args, **options: made.append(options) or make(*args, **options))
+    left = {cadence: graft.run(f'evaluate_per_steps={cadence}', f'experiment=E{cadence}', *options, 'replay.save=true', 'num_envs=2', 'learn_per_steps=2')
+            for cadence, options in {7: ('evaluate_episodes=3',), 20: (), 0: ('evaluate_episodes=1', 'evaluate_envs=1', 'save_per_steps=10')}.items()}
+    assert [options['train'] for options in made] == [True, False] * 3
+    for cadence in (7, 20):
+        equal(left[cadence].weights(), left[0].weights())
+        assert timeless(left[cadence].rows('train')) == timeless(left[0].rows('train'))
+        for file in ('obs', 'action', 'reward', 'meta', 'cursors'):  # nothing of an evaluation is in the replay
+            a, b = (np.fromfile(left[which].path / f'replay/{file}.bin', np.uint8) for which in (cadence, 0))
+            size = min(len(a), len(b)) // (1 if file == 'cursors' else 2) // 4  # of the first lane: the ring's size depends on save_per_steps
+            assert np.array_equal(a[:size], b[:size]) and (file == 'meta' or a[:size].any())
+    session = graft.session('experiment=New')
+    assert session.environment.seed != session.make_environment(2, train=False).seed
+
+
+def test_a_score_depends_on_weights_step_and_seed_alone(graft):
+    """So that curves with other cadences can be compared, and repeated."""
+    often, seldom = (graft.run(f'evaluate_per_steps={cadence}', f'experiment=E{cadence}').rows('eval') for cadence in (20, 0))
+    assert timeless(often[::3]) == timeless(seldom)
+
+
+def test_train_steps_0_only_evaluates(graft):
+    left = graft.run('train_steps=0', 'learn_steps_after=5')
+    assert left.steps('eval') == [0] and left.updates() == 0 and not (left.path / 'train.csv').exists() and not (left.path / 'replay').exists()
+    assert left.score == float(left.rows('eval')[0]['reward'])
+
+
+def test_random_plays_a_hundred_episodes(graft):
+    """CartPole's mean under random play is 22 (40,000 episodes with Gymnasium alone), its deviation 12."""
+    left = graft.run('Agent=Agents.Random', 'train_steps=0', 'evaluate_episodes=100')
+    assert abs(left.score - 22.3) < 4 * 11.9 / 100 ** 0.5 and left.path.parts[-3] == 'Random'
+    assert isinstance(graft.session('Agent=Random', 'experiment=B').agent, Random)
+
+
+@pytest.mark.parametrize('killed', [False, True])
+def test_evaluating_a_run_changes_nothing_of_it(graft, killed):
+    """load=true train_steps=0, also of a run that was killed and goes on afterwards as if nothing had happened."""
+    options = ('save_per_steps=20', 'evaluate_per_steps=25', 'log_per_steps=10', 'replay.save=true')
+    left = graft.left()
+    if killed:
+        whole = graft.run(*options, 'experiment=Whole')
+        session = graft.session(*options)
+        while session.step < 55:
+            session.advance()
+            session.records()
+        session.close()
+    else:
+        graft.run(*options)
+    before = {path: path.read_bytes() for path in left.path.rglob('*') if path.is_file()}
+    assert graft.run('load=true', 'train_steps=0').score is not None
+    after = {path: path.read_bytes() for path in left.path.rglob('*') if path.is_file()}
+    if killed:  # it had not been evaluated yet: one row more
+        assert after.pop(left.path / 'eval.csv').startswith(before.pop(left.path / 'eval.csv', b''))
+    assert after == before
+    if killed:
+        graft.run(*options, 'load=true')
+        equal(left.weights(), whole.weights())
+        assert timeless(left.rows('train')) == timeless(whole.rows('train'))
+
+
+# --- saving and loading
+
+@pytest.mark.parametrize('options, steps', [
+    (('save_per_steps=20',), [0, 20, 40, 60, 60]), (('save_per_steps=0',), [0, 60]), (('save_per_steps=25', 'num_envs=16'), [0, 32, 64, 64]),
+    (('save=false',), [])])
+def test_save_per_steps(graft, monkeypatch, options, steps):
+    saved, save = [], Checkpoint.save
+    monkeypatch.setattr(Checkpoint, 'save', lambda folder, state: saved.append(state['step']) or save(folder, state))
+    left = graft.run(*options)
+    assert saved == steps and (left.path / Checkpoint.NEWEST).exists() == bool(steps)
+
+
+def test_train_steps_is_the_total_of_a_resumed_run(graft):
+    """Continued after its end, a run whose replay was kept is the run that was begun with more steps."""
+    options = ('num_envs=2', 'learn_per_steps=2', 'replay.save=true')
+    whole = graft.run('train_steps=100', 'experiment=Whole', *options)
+    graft.run(*options)
+    said = graft.main(*lines('train_steps=100', 'load=true', *options))
+    assert said.code == 0 and 'not written again' not in said.out  # step 60 is not evaluated twice
+    left = graft.left()
+    equal(left.weights(), whole.weights())
+    assert left.updates() == 40 and left.steps('eval') == [0, 20, 40, 60, 80, 100]
+    assert timeless(left.rows('train')) == timeless(whole.rows('train'))
+    ended = left.steps('eval').index(60)  # evaluated as the end it was: after the last update, not before
+    assert [row for at, row in enumerate(timeless(left.rows('eval'))) if at != ended] == [
+        row for at, row in enumerate(timeless(whole.rows('eval'))) if at != ended]
+
+
+def test_more_steps_after_the_end_learn_as_many_steps_do(graft):
+    """The updates of learn_steps_after that the first end brought come on top; they are not taken from those of the new steps."""
+    graft.run('learn_steps_after=5', 'replay.save=true')
+    left = graft.run('learn_steps_after=5', 'replay.save=true', 'train_steps=100', 'load=true')
+    assert left.updates() == 10 + 5 + 10 + 5
+    assert {row['step']: int(row['update']) for row in left.rows('train')}['80'] == 19  # the 20th comes with the next step
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_plots_and_ends_and_the_resumed_run_is_the_whole_one(graft, monkeypatch, number):
+    options = ('task=gym/Pendulum-v1', '+environment.max_steps=20', 'num_envs=2', 'learn_per_steps=2', 'lr=0.01', 'evaluate_envs=1')
+    whole = graft.run('experiment=Whole', *options)
+    advance = session_module.Session.advance
+
+    def struck(self):
+        advance(self)
+        if self.step == 34 and not self.folder.resumed:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(session_module.Session, 'advance', struck)
+    said = graft.main(*lines('plotting.plot=true', *options))
+    left = graft.left(*options)
+    assert said.code == 128 + number and left.state()['step'] == 34 and left.steps('eval') == [0, 20]
+    assert (graft.home / 'Benchmarking/Exp/Plots/tasks.png').exists()
+    graft.run('load=true', *options)
+    equal(left.weights(), whole.weights())
+    assert timeless(left.rows('train')) == timeless(whole.rows('train')) and timeless(left.rows('eval')) == timeless(whole.rows('eval'))
+
+
+@pytest.mark.parametrize('which', ['folder', 'file'])
+def test_load_path_takes_weights_and_nothing_else(graft, which):
+    source = graft.run()
+    path = source.path if which == 'folder' else source.path / 'checkpoint.pt'
+    left = graft.run(f'load_path={path}', 'seed=2', 'train_steps=0')
+    equal(left.weights(), source.weights())
+    state = left.state()
+    assert (state['step'], state['episodes'], left.updates()) == (0, 0, 0) and not state['agent']['optims']['critic']['state']
+    assert any(not torch.equal(weight, source.weights()[name]) for name, weight in graft.run('seed=3', 'train_steps=0').weights().items())
+
+
+def test_load_per_steps_takes_the_learners_newest_weights(graft):
+    """As often as there are new ones; a learner that has not begun, or whose file is bad, stops nobody."""
+    collector = graft.session('learn_per_steps=0', 'replay.save=true', 'load_per_steps=10', 'train_steps=1000', 'explore_steps=0')
+    offline = collector.learner_path
+    while collector.step < 25:
+        collector.advance()
+        collector.records()
+    assert collector.weights_read == 0
+    learner = graft.session('offline=true', 'replay.wait=0', 'save_per_steps=5')
+    train(learner)
+    while collector.step < 35:
+        collector.advance()
+        collector.records()
+    equal(dict(collector.agent.state_dict()), dict(learner.agent.state_dict()))
+    assert collector.agent.update_count == 0 and collector.step == 35
+    (offline / 'checkpoint.pt').write_bytes(b'half')
+    while collector.step < 45:
+        collector.advance()
+        collector.records()
+    equal(dict(collector.agent.state_dict()), dict(learner.agent.state_dict()))
+    assert [row.get('weights_loaded') for row in graft.left().rows('train')] == ['', '1']
+
+
+# --- the replay on the disk
+
+def test_without_replay_save_the_replay_goes(graft):
+    assert not (graft.run().path / 'replay').exists()
+    assert (graft.run('replay.save=true', 'seed=2').path / 'replay/layout.json').exists()
+
+
+def test_what_a_run_kept_stays_when_it_is_looked_at_again(graft):
+    left = graft.run('replay.save=true')
+    graft.run('load=true')
+    assert (left.path / 'replay/layout.json').exists()
+
+
+def test_replay_path_is_where_the_replay_lies(graft):
+    left = graft.run('replay.save=true', 'replay.path=elsewhere/replay')
+    assert (graft.home / 'elsewhere/replay/layout.json').exists() and not (left.path / 'replay').exists()
+    before = {path: path.read_bytes() for path in (graft.home / 'elsewhere').rglob('*.*')}
+    assert graft.run('offline=true', 'replay.path=elsewhere/replay', 'seed=2').updates() == 15
+    assert {path: path.read_bytes() for path in (graft.home / 'elsewhere').rglob('*.*')} == before
+
+
+@pytest.mark.parametrize('task', ['task=gym/CartPole-v1', 'task=atari/breakout'])
+@pytest.mark.parametrize('lanes', [2, 3])
+def test_replay_load_begins_with_what_an_earlier_run_stored(graft, task, lanes):
+    """The source stays as it is to the bit; train_steps, nstep and even num_envs may be others."""
+    small = (task, 'save_per_steps=50', 'evaluate_per_steps=0')
+    source = graft.run(*small, 'replay.save=true', 'num_envs=2', 'learn_per_steps=0')
+    before = {path: path.read_bytes() for path in source.path.rglob('*') if path.is_file()}
+    session = graft.session(*small, 'replay.load=true', 'seed=2', f'num_envs={lanes}', 'train_steps=90', 'nstep=2')
+    old, new = stored(session, source.path / 'replay', 2), transitions(session.replay)
+    assert len(session.replay) == 60 and session.replay_source == source.path / 'replay'
+    if lanes == 2:
+        assert new == old
+    elif 'gym' in task:  # cut into three; in images a cut also shortens the stacks behind it
+        assert sorted(item for lane in new for item in lane) == sorted(item for lane in old for item in lane)
+    train(session)
+    assert {path: path.read_bytes() for path in source.path.rglob('*') if path.is_file()} == before
+    assert session.step == 90 and session.agent.update_count == 17
+
+
+def test_replay_load_takes_the_newest_transitions_that_fit_of_the_newest_replay(graft):
+    older = graft.run('replay.save=true', 'seed=7', 'train_steps=20')
+    newer = graft.run('replay.save=true', 'seed=8')
+    os.utime(older.path / 'replay/layout.json', (1, 1))
+    session = graft.session('replay.load=true', 'replay.capacity=25', 'seed=2')
+    assert session.replay_source == newer.path / 'replay'
+    old, new = stored(session, newer.path / 'replay', 1)[0], transitions(session.replay)[0]
+    assert 15 < len(new) < 25 and new == old[-len(new):]
+
+
+def test_a_loaded_replay_has_room_for_what_was_stored_and_for_what_comes(graft):
+    graft.run('replay.save=true', 'train_steps=200', 'evaluate_per_steps=0', 'learn_per_steps=0')
+    session = graft.session('replay.load=true', 'train_steps=20', 'seed=2')
+    assert len(session.replay) == 200
+    while not session.finished:
+        session.advance()
+    assert len(session.replay) == 220
+
+
+def test_replay_load_goes_on_in_the_runs_own_folder(graft):
+    left = graft.run('replay.save=true')
+    session = graft.session('replay.load=true', 'overwrite=true', 'replay.save=true', 'train_steps=70')
+    assert len(session.replay) == 60 and session.step == 0
+    train(session)
+    assert left.steps('eval') == [0, 20, 40, 60, 70]
+
+
+def test_capacity_is_never_exceeded_and_the_oldest_leave_first(graft):
+    session = graft.session('replay.capacity=30', 'num_envs=2')
+    assert session.replay.capacity == 30
+    while session.step < 60:
+        session.advance()
+        assert len(session.replay) <= min(session.step, 30)
+    assert session.environment.steps == 60
+
+
+@pytest.mark.parametrize('sampler, column', [('epoch', 'epoch'), ('uniform', None)])
+def test_offline_learns_from_what_is_stored_and_plays_only_to_evaluate(graft, monkeypatch, sampler, column):
+    source = graft.run('replay.save=true', 'num_envs=2')
+    before = {path: path.read_bytes() for path in source.path.rglob('*') if path.is_file()}
+    send = session_module.Environment.send
+    monkeypatch.setattr(session_module.Environment, 'send', lambda self, action: send(self, action) if self.num_envs == 1 else pytest.fail('it played'))
+    drawn = []
+    draw = Replay.draw
+    monkeypatch.setattr(Replay, 'draw', lambda self, n: drawn.append(draw(self, n)) or drawn[-1])
+    left = graft.run('offline=true', 'num_envs=2', 'evaluate_envs=1', 'learn_per_steps=1', 'batch_size=12', 'train_steps=10', 'evaluate_per_steps=5',
+                     'log_per_steps=5', f'replay.sampler={sampler}')
+    assert left.path == source.path / 'offline' and left.updates() == 10 and left.steps('eval') == [0, 5, 10]
+    assert {path: path.read_bytes() for path in before} == before
+    if column:  # 60 transitions in batches of 12: two passes, each of every transition once
+        passes = [np.concatenate(drawn[:5]), np.concatenate(drawn[5:])]
+        assert all(len(set(seen)) == 60 for seen in passes) and set(passes[0]) == set(passes[1]) and list(passes[0]) != list(passes[1])
+        assert [row['epoch'] for row in left.rows('train')] == ['1', '2']
+
+
+def test_an_offline_run_resumes(graft):
+    graft.run('replay.save=true', 'num_envs=2')
+    options = ('offline=true', 'num_envs=2', 'learn_per_steps=1', 'batch_size=7', 'save_per_steps=5', 'evaluate_per_steps=0')
+    whole = graft.run(*options, 'train_steps=20')
+    weights, rows = whole.weights(), timeless(whole.rows('train'))
+    graft.run(*options, 'train_steps=11', 'overwrite=true')
+    left = graft.run(*options, 'train_steps=20', 'load=true')
+    equal(left.weights(), weights)
+    assert [row['epoch'] for row in rows] == ['3'] == [row['epoch'] for row in left.rows('train')[-1:]]
+
+
+# --- averages, precision, determinism
+
+def test_ema_acts_with_the_average_and_only_when_asked(graft):
+    session = graft.session('ema=true', 'ema_decay=0.9', 'agent.eval_epsilon=0')
+    agent, name = session.agent, 'critic.'
+    average = {key: value.clone() for key, value in agent.state_dict().items() if key.startswith(name)}
+    while session.step < 60:
+        count = agent.update_count
+        session.advance()
+        assert agent.update_count - count in (0, 1)
+        if agent.update_count > count:
+            average = {key: 0.9 * value + 0.1 * agent.state_dict()[key] for key, value in average.items()}
+    assert agent.update_count == 9
+    for key, value in average.items():
+        assert torch.allclose(agent.state_dict()[f'ema_head.{key.removeprefix(name)}'], value, atol=1e-6)
+    nothing = torch.zeros(200)
+    seen = Step(torch.randn(200, 4), nothing.bool(), nothing, nothing.long())
+    with torch.no_grad():
+        for parameter in agent.critic.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+        best = {which: getattr(agent, which)(seen.obs).mean(0).argmax(-1) for which in ('critic', 'ema_head')}
+    assert not torch.equal(best['critic'], best['ema_head']) and torch.equal(agent.act(seen, greedy=True)[0], best['ema_head'])
+    agent.step = 1000  # beyond exploring; training acts with the average too
+    agent.epsilon = lambda step: 0.0
+    assert torch.equal(agent.act(seen)[0], best['ema_head'])
+    assert not [key for key in graft.run('seed=2', 'train_steps=0').weights() if key.startswith('ema')]
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_another(graft):
+    first, same, other = (graft.run(f'experiment=E{number}', f'seed={seed}', 'num_envs=3') for number, seed in enumerate((1, 1, 2)))
+    equal(first.weights(), same.weights())
+    assert timeless(first.rows('train')) == timeless(same.rows('train')) != timeless(other.rows('train'))
+    assert any(not torch.equal(weight, other.weights()[name]) for name, weight in first.weights().items())
+
+
+@pytest.mark.parametrize('task', ['task=gym/Pendulum-v1', 'task=atari/pong'])
+def test_bf16_learns_and_stays_near_fp32(graft, task):
+    short = '+environment.max_steps=20' if 'gym' in task else 'environment.max_frames=80'
+    runs = [graft.run(task, f'precision={precision}', f'experiment={precision}', short, 'train_steps=24') for precision in ('fp32', 'bf16')]
+    losses = [float(run.rows('train')[-1]['critic_loss']) for run in runs]
+    assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.05 * losses[0] + 0.005  # of one update
+    assert all(weight.dtype == torch.float32 for weight in runs[1].weights().values() if weight.is_floating_point())
+
+
+def test_deterministic_asks_torch_for_it_and_the_next_run_does_not_inherit_it(graft):
+    graft.session('deterministic=true')
+    assert torch.are_deterministic_algorithms_enabled()
+    graft.session('experiment=B')
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.slow
+def test_compile_learns_the_same(graft):
+    runs = [graft.run(f'compile={flag}', f'experiment={flag}', 'evaluate_per_steps=0') for flag in ('false', 'true')]
+    losses = [float(run.rows('train')[-1]['critic_loss']) for run in runs]
+    assert abs(losses[0] - losses[1]) < 1e-4 * abs(losses[0])
+
+
+# --- what is written
+
+def test_an_atari_run_writes_video_scalars_and_whole_rows(graft):
+    left = graft.run('task=atari/pong', 'log_video=true', 'logger.tensorboard=true', 'action_repeat=3', 'train_steps=40', 'evaluate_per_steps=40',
+                     'environment.max_frames=60', 'video.fps=15')
+    for phase, names in (('train', ('reward', 'episode_length', 'critic_loss', 'q_mean', 'target_q', 'updates_per_second')),
+                         ('eval', ('reward', 'reward_std', 'episode_length'))):
+        rows = left.rows(phase)
+        assert rows and all(int(row['frame']) == 3 * int(row['step']) for row in rows)
+        assert all(row[name] != '' for row in rows for name in ('time', 'step', 'frame', 'update', 'episode'))
+        assert all(rows[-1][name] != '' for name in (*names, 'fps', 'fps_train'))
+    assert sorted(path.name for path in (left.path / 'videos').iterdir()) == ['0.mp4', '40.mp4']
+    with av.open(str(left.path / 'videos/40.mp4')) as file:
+        assert file.streams.video[0].average_rate == 15
+        frames = [frame.to_ndarray(format='rgb24').astype(int) for frame in file.decode(video=0)]
+    assert frames[0].shape == (210, 160, 3) and len(frames) == int(float(left.rows('eval')[-1]['episode_length'])) + 1
+    assert abs(frames[-1][100, 80] - (144, 72, 17)).max() < 12  # Pong's brown field
+    scalars = EventAccumulator(str(left.path / 'tensorboard')).Reload()
+    assert {'train/critic_loss', 'eval/reward'} <= set(scalars.Tags()['scalars'])
+    assert [event.step for event in scalars.Scalars('eval/reward')] == [0, 40]
+
+
+def test_a_run_is_named_by_experiment_agent_suite_task_and_seed(graft):
+    left = graft.run('experiment=My Exp', 'seed=12', 'train_steps=0', 'root=else/where', 'Agent=Random')
+    assert left.path == left.path.parents[4] / 'else/where/My-Exp/Random/gym/CartPole-v1_12' or str(left.path) == 'else/where/My-Exp/Random/gym/CartPole-v1_12'
+    assert (left.path / 'eval.csv').exists()
+
+
+def test_plots_on_cadence_and_at_the_end_over_the_experiments_asked_for(graft, monkeypatch):
+    drawn, plot = [], session_module.plot
+    monkeypatch.setattr(session_module, 'plot', lambda *args, **options: drawn.append(time.perf_counter()) or plot(*args, **options))
+    graft.run('experiment=First', 'train_steps=20')
+    assert not drawn and not (graft.home / 'Benchmarking/First/Plots').exists()
+    graft.run('experiment=Second+', 'plotting.plot=true', 'plot_per_steps=30', 'plotting.plot_experiments=[First,"Second.*"]', 'plotting.tabular=true')
+    assert len(drawn) == 3  # steps 30 and 60, and the end
+    plots = graft.home / 'Benchmarking/Second+/Plots'
+    assert (plots / 'tasks.png').read_bytes().startswith(b'\x89PNG') and (plots / 'suites.png').exists()
+    text = (plots / 'tabular.json').read_text()
+    assert 'First' in text and 'Second+' in text and json.loads(text)
+    assert not (graft.home / 'Benchmarking/First/Plots').exists()
+
+
+@pytest.mark.parametrize('option', ['plotting.plot_agents=[Nobody]', 'plotting.plot_experiments=[Elsewhere]'])
+def test_a_plot_that_finds_nothing_costs_no_run(graft, option):
+    said = graft.main(*lines('plotting.plot=true', 'plot_per_steps=20', option))
+    assert said.code == 0 and 'no plot: ' in said.out and graft.left().updates() == 10
+
+
+# --- two processes
+
+@pytest.mark.parametrize('first', ['collector', 'learner'])
+def test_collector_and_learner_in_either_order(graft, first):
+    """The learner sees what the collector adds after it began, and the collector takes the weights that the learner learns."""
+    endless = ('train_steps=1e7', 'replay.capacity=1e5', 'evaluate_per_steps=0', 'evaluate_episodes=1')
+    values = {'collector': graft.values(*endless, 'learn_per_steps=0', 'replay.save=true', 'load_per_steps=1', 'log_per_steps=500', 'explore_steps=0'),
+              'learner': graft.values(*endless, 'offline=true', 'save_per_steps=2', 'learn_per_steps=1', 'log_per_steps=1')}
+    running = {}
+    left, offline = graft.left(), graft.left().path / 'offline'
+
+    def begin(name):
+        run = values[name] | {'root': str(graft.home / 'Benchmarking')}
+        out, report = str(graft.home / f'{name}.out'), str(graft.home / f'{name}.report')
+        running[name] = processes.launcher().Process(target=processes.child, args=(run, (), (), out, report))
+        running[name].start()
+
+    def said(name):
+        file = graft.home / f'{name}.out'
+        return file.read_text() if file.exists() else ''
+
+    def wait_until(condition, what):
+        end = time.monotonic() + 60
+        while not condition():
+            assert all(process.is_alive() for process in running.values()), {name: said(name) for name in running}
+            assert time.monotonic() < end, (what, {name: said(name) for name in running})
+            time.sleep(0.05)
+
+    def seen():
+        return int(np.sum(Checkpoint.read(offline / 'checkpoint.pt')['replay']['cursor'])) if (offline / 'checkpoint.pt').exists() else -1
+
+    try:
+        order = sorted(values, key=lambda name: name != first)
+        begin(order[0])
+        wait_until(lambda: (left.path / 'config.yaml').exists() or 'waiting replay.wait' in said('learner'), 'the first begins')
+        begin(order[1])
+        wait_until(lambda: seen() > 0, 'the learner learns')
+        at_first = seen()
+        wait_until(lambda: seen() > at_first + 100, 'the learner sees new data')
+        wait_until(lambda: len({row.get('weights_loaded') for row in left.rows('train')} - {'', None}) > 0, 'the collector takes weights')
+    finally:
+        for process in running.values():
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+        for process in running.values():
+            process.join(20)
+    assert {name: process.exitcode for name, process in running.items()} == dict.fromkeys(running, 128 + signal.SIGTERM)
+    assert len(left.steps('eval')) >= 1 and all(a < b for a, b in itertools.pairwise(left.steps('train')))
