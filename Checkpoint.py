@@ -9,6 +9,7 @@ import contextlib
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,19 @@ def set_aside(folder: Path) -> None:
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+@contextlib.contextmanager
+def blamed_on(path: Path, state: dict[str, Any] | None) -> Iterator[None]:
+    """Says of a checkpoint that could be read, but is not what this program writes, whose it is. Raises: BadCheckpoint."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        if state is None:
+            raise
+        raise BadCheckpoint(f'{path}: its checkpoint is not one of this run ({type(error).__name__}: {error})') from error
+
+
+def weights_file(path: Path) -> Path:
+    """The checkpoint meant by a run folder or a file."""
+    return path / NEWEST if path.is_dir() else path

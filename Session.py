@@ -23,15 +23,13 @@ from Benchmarking.Folder import Folder, run_folder, safe
 from Benchmarking.Logger import Logger
 from Benchmarking.Plot import NothingToPlot, plot
 from Benchmarking.Video import write_video
-from Datasets import Stored
-from Datasets.Layout import read_layout
 from Datasets.Replay import Replay
-from Datasets.Storage import place
+from Datasets.RunReplay import RunReplay
 from Datasets.Suites import make
 from Environment import Environment, Episode
 from Evaluation import evaluate
 from Hparams.Parts import check_parts
-from Utils import Args, NonFinite, build, choose_device, derive_seed, free_cores
+from Utils import Args, NonFinite, build, choose_device, derive_seed, env_threads, torch_threads
 
 
 class Clock:
@@ -81,8 +79,8 @@ class Session:
         self.weights_read = 0  # when the weights that were last taken over were written, ns
 
         run = run_folder(args, overrides)
-        self.find_replay(run)
-        if args.load_path and not weights_file(Path(args.load_path)).exists():
+        self.run_replay = RunReplay(args, run, safe(args.task_name), str(self.device))
+        if args.load_path and not Checkpoint.weights_file(Path(args.load_path)).exists():
             raise ValueError(f'load_path={args.load_path}: no checkpoint there; give a run folder or its {Checkpoint.NEWEST}')
         self.folder = Folder(run / 'offline' if args.offline else run, load=args.load, overwrite=args.overwrite, keep_replay=args.replay.load)
         self.path = self.folder.path
@@ -90,7 +88,7 @@ class Session:
         self.only_evaluates = self.folder.resumed and args.train_steps == 0  # the run stays as it is
         try:
             state = self.read_checkpoint() if self.folder.resumed else None
-            with blamed_on(self.path, state):
+            with Checkpoint.blamed_on(self.path, state):
                 self.set_up(state)
         except BaseException:
             self.folder.abandon()
@@ -107,11 +105,11 @@ class Session:
         if state:
             self.agent.load_state(state['agent'])
         elif args.load_path:
-            self.load_weights(weights_file(Path(args.load_path)))
+            self.load_weights(Checkpoint.weights_file(Path(args.load_path)))
         if args.offline and not self.only_evaluates:
-            self.replay = self.make_replay(state)
+            self.replay = self.open_replay(state)
         elif not state:
-            self.check_room()
+            self.run_replay.check_room(self.environment.obs_spec, self.environment.action_spec, self.agent.extras)
 
         self.folder.claim()
         resume_step = (1 << 62 if self.only_evaluates else state['step']) if state else None
@@ -120,7 +118,7 @@ class Session:
         self.clocks = {'evaluate': Clock(args.evaluate_per_steps, at_start=True), 'log': Clock(args.log_per_steps), 'plot': Clock(args.plot_per_steps),
                        'save': Clock(args.save_per_steps), 'load': Clock(args.load_per_steps)}
         if not (args.offline or self.only_evaluates):
-            self.replay = self.make_replay(state)
+            self.replay = self.open_replay(state)
         if state:
             self.restore(state)
         else:
@@ -147,67 +145,9 @@ class Session:
         common = {key: value for key, value in args.items() if not isinstance(value, dict)} | {'seed': derive_seed(args.seed, 'agent'), 'device': self.device}
         return build(args.agent, '', 'agent', obs_spec=self.environment.obs_spec, action_spec=self.environment.action_spec, recipes=args.recipes, **common)
 
-    def find_replay(self, run: Path) -> None:
-        """Where this run's replay lies, and the one that it reads or starts from. Raises: ValueError: there is none to read."""
-        args, root, own = self.args, Path(self.args.root), run / 'replay'
-        self.replay_path = Path(args.replay.path) if args.replay.path and not args.replay.load else own
-        self.replay_source: Path | None = None
-        if args.offline:
-            Stored.wait_for(self.replay_path, args.replay.wait, Stored.advice(root, args.suite, safe(args.task_name)))
-        elif args.replay.load and not args.load:
-            self.replay_source = Stored.find_source(args.replay.path, own, root, args.suite, safe(args.task_name))
-        elif Stored.exists(self.replay_path) and not args.load and (args.replay.path or not (run / '.lock').exists()):
-            raise ValueError(f'{self.replay_path} holds a replay: replay.load=true starts from it, another replay.path leaves it alone')
-
-    def replay_sizes(self, state: dict[str, Any] | None) -> dict[str, Any]:
-        """Of the ring: what the run can fill, or as they are where a replay goes on: a longer train_steps does not grow it."""
-        args = self.args
-        if state or self.replay_source == self.replay_path:
-            ring = state['replay']['layout']['ring'] if state else read_layout(self.replay_path)['ring']
-            return {'capacity': ring['rows'] * ring['num_envs'], 'slack': ring['slack'], 'window': ring['window']}
-        stored = read_layout(self.replay_source)['ring'] if self.replay_source else {'rows': 0, 'num_envs': 0}
-        return {'capacity': capacity(args, stored['rows'] * stored['num_envs']), 'slack': slack(args), 'window': args.nstep}
-
-    def on_disk(self) -> Path | None:
-        """The folder of the replay, where there is to be one."""
-        return self.replay_path if self.args.save or self.args.replay.save or self.args.replay.load or self.args.replay.path else None
-
-    def check_room(self) -> None:
-        """Refuses a replay that cannot fit, and one that others wrote. Raises: ValueError."""
-        needed = Replay.bytes_needed(self.environment.obs_spec, self.environment.action_spec, num_envs=self.args.num_envs, **self.replay_sizes(None),
-                                     extras=self.agent.extras)
-        place(self.store, self.on_disk(), needed, stored_bytes(self.replay_path))
-        if self.replay_source:
-            self.open_reader(self.replay_source).close()
-
-    @property
-    def store(self) -> str:
-        return str(self.device) if self.args.replay.store == 'device' else self.args.replay.store
-
-    def shared(self) -> dict[str, Any]:
-        """What every replay of this run is given."""
-        args, environment = self.args, self.environment
-        return {'obs_spec': environment.obs_spec, 'action_spec': environment.action_spec, 'num_envs': args.num_envs, 'discount': args.discount,
-                'reward_clip': args.reward_clip, 'seed': derive_seed(args.seed, 'replay')}
-
-    def open_reader(self, path: Path) -> Replay:
-        return Replay(**self.shared(), capacity=self.args.replay.capacity, path=path, mode='read', sampler=self.args.replay.sampler or 'epoch')
-
-    def make_replay(self, state: dict[str, Any] | None) -> Replay:
-        """The replay in its folder: new, resumed, begun with what an earlier run stored, or another process's to read."""
-        args, path = self.args, self.replay_path
-        if args.offline:
-            return Stored.open_reader(lambda: self.open_reader(path), path, args.replay.wait)
-        if state and not Stored.exists(path):
-            self.logger.say(f'{path} was not kept when the run ended (replay.save=false): it fills anew, so this is not an exact resume')
-        replay = Replay(**self.shared(), **self.replay_sizes(state), path=self.on_disk(), extras=self.agent.extras, store=self.store,
-                        sampler=args.replay.sampler or 'uniform')
-        self.logger.say(f'replay: {replay.bytes / 1e9:.3g} GB for {replay.capacity} rows, {replay.store}')
-        if self.replay_source and self.replay_source != path:
-            source = self.open_reader(self.replay_source)
-            self.logger.say(f'replay: {Stored.copy(source, replay)} transitions from {self.replay_source}')
-            source.close()
-        return replay
+    def open_replay(self, state: dict[str, Any] | None) -> Replay:
+        say = print if self.args.offline else self.logger.say  # an offline run opens its replay before it may write anything
+        return self.run_replay.open(self.environment.obs_spec, self.environment.action_spec, self.agent.extras, state, say)
 
     def start(self) -> None:
         """A run that begins: first observations, a checkpoint to come back to."""
@@ -306,7 +246,7 @@ class Session:
 
     def video(self, episode: Episode) -> None:
         assert self.evaluation is not None
-        frames = self.evaluation.suite.render_episode(episode.seed, list(episode.actions))
+        frames = self.evaluation.suite.render_episode(episode.seed, list(episode.actions), episode.before)
         try:
             write_video(self.path / 'videos' / f'{self.step}.mp4', self.until_stopped(frames), fps=self.args.video.fps)
         except (OSError, ImportError, RuntimeError, ValueError) as error:
@@ -377,7 +317,7 @@ class Session:
             if self.replay.layout == state['replay']['layout'] and (self.replay.cursor >= state['replay']['cursor']).all():
                 self.replay.load_state_dict(state['replay'])
             else:
-                self.logger.say(f'{self.replay_path} is another replay than before: its passes begin anew')
+                self.logger.say(f'{self.run_replay.path} is another replay than before: its passes begin anew')
         elif self.replay_anew:
             self.replay.made_before(state['replay'])
             self.replay.begin(self.environment.frames)
@@ -394,12 +334,12 @@ class Session:
 
     def load_weights(self, file: Path) -> None:
         state = Checkpoint.read(file, self.device)
-        with blamed_on(file, state):
+        with Checkpoint.blamed_on(file, state):
             self.agent.load_weights(state['agent']['weights'])
 
     def reload_weights(self) -> None:
         """Takes the newest weights of an offline learner (or of load_path), if there are newer ones."""
-        file = weights_file(Path(self.args.load_path)) if self.args.load_path else self.learner_path / Checkpoint.NEWEST
+        file = Checkpoint.weights_file(Path(self.args.load_path)) if self.args.load_path else self.learner_path / Checkpoint.NEWEST
         try:
             written = file.stat().st_mtime_ns
         except FileNotFoundError:  # the learner has not begun
@@ -447,48 +387,3 @@ class Session:
 
 
 VERSION = '0.1.0'
-SAVED_AT_LEAST = 25_000  # agent steps: with save_per_steps=0 too, once the replay writes over its oldest rows
-
-
-def capacity(args: Args, stored: int = 0) -> int:
-    """Rows over all lanes: what was asked for, but no more than the run can fill (a final observation for every tenth step at most) beside what is stored."""
-    fillable = stored + args.train_steps + args.train_steps // 10 + 64 * args.num_envs
-    return max(min(args.replay.capacity, fillable), args.num_envs * (args.nstep + 1))
-
-
-def slack(args: Args) -> int:
-    """Rows of a lane that two checkpoint intervals write, so that the checkpoint before the newest can be gone back to as well."""
-    return 2 * min(args.save_per_steps or SAVED_AT_LEAST, args.train_steps) // args.num_envs + 64 if args.save else 0
-
-
-def torch_threads(args: Args, images: bool) -> int:
-    """Convolutions take every free core, small vectors one: two threads would wait for each other longer than they work."""
-    if args.threads != 'auto':
-        return int(args.threads)
-    return int(os.environ.get('OMP_NUM_THREADS') or (free_cores() if images else 1))
-
-
-def env_threads(args: Args) -> int:
-    """Threads of a native vector env: no more than lanes or cores."""
-    return min(free_cores(), args.num_envs) if args.env_threads == 'auto' else args.env_threads
-
-
-@contextlib.contextmanager
-def blamed_on(path: Path, state: dict[str, Any] | None) -> Iterator[None]:
-    """Says of a checkpoint that could be read, but is not what this program writes, whose it is. Raises: BadCheckpoint."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        if state is None:
-            raise
-        raise Checkpoint.BadCheckpoint(f'{path}: its checkpoint is not one of this run ({type(error).__name__}: {error})') from error
-
-
-def weights_file(path: Path) -> Path:
-    """The checkpoint meant by a run folder or a file."""
-    return path / Checkpoint.NEWEST if path.is_dir() else path
-
-
-def stored_bytes(path: Path) -> int:
-    """Bytes on the disk of a replay that lies there already."""
-    return sum(file.stat().st_blocks * 512 for file in path.glob('*.bin'))

@@ -228,3 +228,15 @@ def choose_device(name: str) -> torch.device:
 
 def free_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def torch_threads(args: Args, images: bool) -> int:
+    """Convolutions take every free core, small vectors one: two threads would wait for each other longer than they work."""
+    if args.threads != 'auto':
+        return int(args.threads)
+    return int(os.environ.get('OMP_NUM_THREADS') or (free_cores() if images else 1))
+
+
+def env_threads(args: Args) -> int:
+    """Threads of a native vector env: no more than lanes or cores."""
+    return min(free_cores(), args.num_envs) if args.env_threads == 'auto' else args.env_threads

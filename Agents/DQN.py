@@ -7,6 +7,7 @@ Presets: Hparams/Agent/Agents.DQN.yaml; numbers for one task in Hparams/paper/Ag
 """
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -90,7 +91,8 @@ class DQN(Agent):
         if not greedy and self.step < self.explore_steps:
             return uniform_action(self.action_spec, step.obs.shape[0], self.acting), {}, state
         encoder, head = self.ema_encoder or self.encoder, self.ema_head or (self.critic if self.discrete else self.actor)
-        with self.autocast():
+        # for one lane, casting the weights takes longer than the cast product saves
+        with self.autocast() if len(step.obs) > 1 else contextlib.nullcontext():
             representation = encoder(self.aug.evaluate(step.obs))
             act = self.act_discrete if self.discrete else self.act_continuous
             return act(representation, head, greedy), {}, state

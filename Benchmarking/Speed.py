@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import gc
 import importlib.util
+import io
 import json
 import os
 import re
@@ -130,7 +131,7 @@ def env_threads(options: Options, num_envs: int) -> int:
     return options.env_threads or min(free_cores(), num_envs)
 
 
-def atari_replay(bench: Bench, num_envs: int, capacity: int, store: str = 'ram') -> Any:
+def atari_replay(bench: Bench, num_envs: int, capacity: int, store: str) -> Any:
     """An empty replay of Pong's shapes."""
     from Datasets.Replay import Replay
     replay = Replay(*atari_specs(), num_envs=num_envs, capacity=capacity, seed=0, reward_clip=1, window=1, store=store,
@@ -160,7 +161,7 @@ def played(num_envs: int, length: int = 64) -> list[dict[str, Any]]:
 
 def add(bench: Bench) -> Work:
     steps, i = played(16), 0
-    replay = atari_replay(bench, 16, STORED)
+    replay = atari_replay(bench, 16, STORED, 'map')
     replay.begin(steps[0]['obs'])
 
     def step() -> None:
@@ -170,7 +171,7 @@ def add(bench: Bench) -> Work:
     return counted(step, 16)
 
 
-def draw(batch_size: int, store: str = 'ram') -> Callable[[Bench], Work]:
+def draw(batch_size: int, store: str) -> Callable[[Bench], Work]:
     """draw + gather of whole batches, with all their columns."""
     def build(bench: Bench) -> Work:
         steps = played(16)
@@ -185,8 +186,8 @@ def draw(batch_size: int, store: str = 'ram') -> Callable[[Bench], Work]:
 def replay_bytes(bench: Bench) -> float:
     """GB of a million transitions in 16 lanes, with the slack that the default checkpoints need."""
     from Datasets.Replay import Replay
+    from Datasets.RunReplay import slack
     from Hparams.Compose import compose_args
-    from Session import slack
     from Utils import Args
     args = Args(compose_args([*DEFAULTS, 'num_envs=16', 'train_steps=1000000']))
     return Replay.bytes_needed(*atari_specs(), num_envs=16, capacity=1_000_000, slack=slack(args)) / 1e9
@@ -228,7 +229,7 @@ def loop(*overrides: str, steps: int) -> Callable[[Bench], Work]:
         from Session import Session
         values = compose_args([*QUIET, f'root={bench.folder}', f'threads={bench.options.threads}', 'train_steps=1000000000', f'seed_steps={WARMUP}',
                                f'explore_steps={WARMUP}', 'replay.capacity=20000', 'learn_per_steps=4', 'env_threads=1', *overrides])
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(io.StringIO()):
             session = Session(values)
         bench.after.callback(session.close)
 
@@ -252,10 +253,10 @@ ROWS = [
     Row('env atari 1', environment(1), 'steps', 'env_atari_1', {'num_envs': 1}, at_least=0.9, note=ENV_NOTE),
     Row('env atari 16', environment(16), 'steps', 'env_atari_16', {'num_envs': 16}, at_least=0.9, note=ENV_NOTE),
     Row('replay size', replay_bytes, 'GB', at_most=7.5, note='1,000,000 Atari transitions and the slack of the default checkpoints'),
-    Row('replay draw 32', draw(32), 'batches', 'replay_ring_atari', PLAIN_RING, at_least=1 / 1.25, note=REPLAY_NOTE),
-    Row('replay draw 256', draw(256), 'batches', 'replay_ring_atari', PLAIN_RING | {'batch_size': 256}, at_least=1 / 1.25, note=REPLAY_NOTE),
-    Row('replay draw 32 map', draw(32, 'map'), 'batches', 'replay_ring_atari', PLAIN_RING, note=f'{REPLAY_NOTE}; ours in a file-backed map'),
-    Row('replay add 16', add, 'steps', at_least=30_000, note='16 lanes'),
+    *(Row(f'replay draw {size}{store}', draw(size, store.strip() or 'map'), 'batches', 'replay_ring_atari', PLAIN_RING | {'batch_size': size},
+          at_least=1 / 1.25, note=f'{REPLAY_NOTE}; ours in {"RAM too" if store else "a file-backed map, the default"}')
+      for store in ('', ' ram') for size in (32, 256)),
+    Row('replay add 16', add, 'steps', at_least=30_000, note='16 lanes, a file-backed map'),
     *(Row(f'dqn update {size} {form}', dqn_update(f'batch_size={size}', *overrides), 'updates', f'dqn_update_b{size}', at_least=at_least,
           bf16='bf16' in form, note=UPDATE_NOTE)
       for size in (32, 256)
@@ -265,7 +266,8 @@ ROWS = [
           at_least=at_least, bf16=precision == 'bf16', note=LOOP_NOTE)
       for envs, plain, targets in ((1, 'dqn_pong_loop', (1.1, 1.5)), (16, 'dqn_pong_loop_16', (1.25, 1.8)))
       for precision, at_least in zip(('fp32', 'bf16'), targets)),
-    Row('loop cartpole random', loop(*DEFAULTS, 'Agent=Agents.Random', 'task=gym/CartPole-v1', 'num_envs=1', steps=16), 'steps', note='no learning: all that a step costs'),
+    Row('loop cartpole random', loop(*DEFAULTS, 'Agent=Agents.Random', 'task=gym/CartPole-v1', 'num_envs=1', steps=16), 'steps',
+        note='no learning: all that a step costs'),
 ]
 
 
@@ -279,7 +281,7 @@ def measure(row: Row, bench: Bench, baselines: ModuleType | None, compare: Calla
         return {'ours': work}
     if row.plain and baselines and compare:
         settings = row.settings | ({'num_threads': env_threads(options, row.settings['num_envs'])} if 'num_envs' in row.settings else {})
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(io.StringIO()):
             plain = baselines.build(row.plain, **settings)
         return compare(plain, work, seconds=options.seconds, repeats=options.repeats)
     work()
@@ -375,13 +377,14 @@ def parse(arguments: Sequence[str]) -> Options:
 
     Raises:
         ValueError: an unknown key, or a value of another type."""
-    known, values = {option.name: option for option in fields(Options)}, {}
+    known = {option.name: option for option in fields(Options)}
+    values: dict[str, Any] = {}
     for argument in arguments:
         key, separator, text = argument.partition('=')
         if not separator or key not in known:
             close = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
             raise ValueError(f'{argument}: expected key=value with one of the keys {", ".join(close or known)} (Benchmarking/Speed.py)')
-        kind = type(known[key].default)
+        kind: Any = type(known[key].default)
         try:
             values[key] = {'true': True, 'false': False}[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
+from Agents.Agent import Agent
 from Datasets.Suites import MODULES
 from Utils import Args, check_arguments, locate, refuse_unknown, schedule
 
@@ -23,6 +24,8 @@ def check_parts(args: Args) -> None:
 
     Raises: ValueError. ImportError: a simulator is not installed."""
     target = locate(args.agent['_target_'], 'Agent')
+    if not (inspect.isclass(target) and issubclass(target, Agent)):
+        raise ValueError(f'Agent={args.agent["_target_"]}: expected a subclass of Agents.Agent.Agent')
     refuse_unknown(args.agent, target, 'agent')
     check_types(args.agent, target, 'agent')
     for where, recipe in recipes(args.recipes, 'recipes'):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -58,7 +59,8 @@ def values(root: Path, task: str, *overrides: str) -> dict:
 
 
 def folder(run: dict) -> Path:
-    return run_folder(Args(run))
+    path = run_folder(Args(run))
+    return path / 'offline' if run['offline'] else path
 
 
 # --- runs in processes of their own
@@ -133,7 +135,7 @@ def child(run: dict, shots: Sequence[Shot], count: bool, out: str, report: str) 
 
 
 @cache
-def launcher() -> multiprocessing.context.BaseContext:
+def launcher() -> Any:
     """A process that has imported everything and done nothing, of which children are forked: they begin at once, and no thread is torn in two."""
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that spin while others work make a busy machine crawl
     os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])

@@ -147,6 +147,7 @@ REFUSED = {
     'Eyes=CNN +recipes.encoder.eyes.dephts=3': ('recipes.encoder.eyes.dephts: CNN has no such argument', 'depth'),
     'Eyes=CNN +recipes.encoder.eyes.depth=deep': ('recipes.encoder.eyes.depth=deep: expected a whole number',),
     'Optim=Addam': ('Adam',),
+    'Agent=json.JSONDecoder': ('Agent=json.JSONDecoder: expected a subclass of Agents.Agent.Agent',),
     '+agent.critics=2': ('agent.critics: DQN has no such argument', 'num_critics'),
     'agent.depth=two': ('agent.depth=two: expected a whole number',),
     'agent.double=maybe': ('agent.double=maybe: expected true or false',),
@@ -464,6 +465,7 @@ def test_a_full_disk_at_the_end_is_an_error_and_the_last_good_one_resumes(graft,
     assert left.state()['step'] == 60 and left.steps('train') == [20, 40, 60]
 
 
+@pytest.mark.filterwarnings('ignore::UserWarning')  # Gymnasium's, with the traceback of its worker
 @pytest.mark.parametrize('vectorization', ['sync', 'async'])
 def test_a_dead_env_says_where_and_when(graft, vectorization):
     argv = lines('task=gym/Troubled-v0', '+environment.kwargs={trouble:raise}', 'num_envs=2', f'environment.vectorization={vectorization}',

@@ -284,7 +284,7 @@ def test_replay_load_begins_with_what_an_earlier_run_stored(graft, task, lanes):
     before = {path: path.read_bytes() for path in source.path.rglob('*') if path.is_file()}
     session = graft.session(*small, 'replay.load=true', 'seed=2', f'num_envs={lanes}', 'train_steps=90', 'nstep=2')
     old, new = stored(session, source.path / 'replay', 2), transitions(session.replay)
-    assert len(session.replay) == 60 and session.replay_source == source.path / 'replay'
+    assert len(session.replay) == 60 and session.run_replay.source == source.path / 'replay'
     if lanes == 2:
         assert new == old
     elif 'gym' in task:  # cut into three; in images a cut also shortens the stacks behind it
@@ -299,7 +299,7 @@ def test_replay_load_takes_the_newest_transitions_that_fit_of_the_newest_replay(
     newer = graft.run('replay.save=true', 'seed=8')
     os.utime(older.path / 'replay/layout.json', (1, 1))
     session = graft.session('replay.load=true', 'replay.capacity=25', 'seed=2')
-    assert session.replay_source == newer.path / 'replay'
+    assert session.run_replay.source == newer.path / 'replay'
     old, new = stored(session, newer.path / 'replay', 1)[0], transitions(session.replay)[0]
     assert 15 < len(new) < 25 and new == old[-len(new):]
 

@@ -1,4 +1,5 @@
 """A run that was killed, however often and wherever, and resumed, is the run that never was: to the bit."""
+import errno
 import random
 import signal
 from pathlib import Path
@@ -6,11 +7,13 @@ from pathlib import Path
 import pytest
 
 import Checkpoint
+import Run
 from tests.runs import Shot, checkpoint, complete, folder, left, resume, rows, same, start, steps, values
 
 WRAPPED = 'replay.capacity=60'  # with save_per_steps=20 the files, slack included, go round at least once
 FOUR = ('num_envs=4', 'train_steps=560')  # 140 vector steps
 EPOCH, RAM, EMA, DECAY, AFTER = 'replay.sampler=epoch', 'replay.store=ram', 'ema=true', 'lr_decay_steps=60', 'learn_steps_after=40'
+LIVES = ('environment.sticky_actions=0.25', 'environment.fire_reset=true', 'environment.max_frames=300')  # one is lost every 25 steps or so
 SOFTMAX, DUELING, ENSEMBLE = 'agent.exploration=softmax', 'agent.dueling=true', 'agent.num_critics=2'
 
 # task, options, and where the run is killed: call, inside which function, since its which entry in that process
@@ -34,14 +37,14 @@ CASES = {
         Shot(9, 'Environment.receive', 47)]),
     'cheetah_4': ('gym/HalfCheetah-v5', (*FOUR, DECAY, ENSEMBLE, '+environment.max_steps=50'), [
         Shot(25, 'Replay._open', 113)]),
-    'pong_4': ('atari/pong', (*FOUR, RAM, DUELING, EMA, 'environment.preset=v5'), [
+    'pong_4': ('atari/pong', ('num_envs=4', 'train_steps=440', RAM, DUELING, EMA, 'environment.preset=v5'), [
         Shot(9, 'Session.advance', 71)]),
-    'breakout': ('atari/breakout', (EPOCH, DUELING, ENSEMBLE, DECAY, 'environment.sticky_actions=0.25'), [
+    'breakout': ('atari/breakout', ('train_steps=240', EPOCH, DUELING, ENSEMBLE, DECAY, *LIVES), [
         Shot(9, 'Session.advance', 211),
         Shot(30, 'Logger.dump', 2)]),
-    'breakout_4': ('atari/breakout', (*FOUR, SOFTMAX, AFTER, 'environment.sticky_actions=0.25'), [
+    'breakout_4': ('atari/breakout', ('num_envs=4', 'train_steps=440', SOFTMAX, AFTER, *LIVES), [
         Shot(9, 'Replay.add', 97),
-        Shot(800, 'Session.learn', 46)]),
+        Shot(800, 'Session.learn', 16)]),
     'random': ('gym/Pendulum-v1', ('Agent=Random', 'num_envs=3', 'train_steps=600'), [
         Shot(3, 'Session.save', 16)]),
 }
@@ -91,9 +94,10 @@ def test_the_previous_checkpoint_serves_as_well(task, options, tmp_path):
     newest = folder(hurt) / Checkpoint.NEWEST
     steps = [Checkpoint.read(folder(hurt) / name)['step'] for name in (Checkpoint.PREVIOUS, Checkpoint.NEWEST)]
     newest.write_bytes(newest.read_bytes()[:-2000])
-    outcome = resume(hurt, Shot(6, 'Checkpoint.save'))  # the bad file must not take the good one's place, not for an instant
+    outcome = resume(hurt, Shot(1, 'Checkpoint.save', 2))
     assert outcome.code == -signal.SIGKILL and str(newest) in outcome.said and f'step {steps[0]}' in outcome.said, outcome
-    assert Checkpoint.load(folder(hurt))[0]['step'] >= steps[0] and steps[0] < steps[1]
+    again = [Checkpoint.read(folder(hurt) / name)['step'] for name in (Checkpoint.PREVIOUS, Checkpoint.NEWEST)]
+    assert again[0] == steps[0] < again[1], 'after the first save there are two good ones again'
     complete(hurt | {'load': True})
     same(left(whole), left(hurt))
 
@@ -107,6 +111,25 @@ def test_both_checkpoints_bad_stops_without_touching_anything(tmp_path):
     outcome = start(run | {'load': True})
     assert outcome.code == 1 and Checkpoint.NEWEST in outcome.said and Checkpoint.PREVIOUS in outcome.said
     assert contents(folder(run)) == before
+
+
+def test_a_full_disk_stops_a_run_while_it_can_still_be_resumed(tmp_path, monkeypatch, capfd):
+    """Checkpoints fail from step 120 on: the run goes on until its replay would write over what the last good one needs."""
+    whole, full = (values(tmp_path / name, 'gym/CartPole-v1', WRAPPED) for name in ('whole', 'full'))
+    complete(whole)
+    write = Checkpoint.write
+
+    def refuse(path, state):
+        if state['step'] > 100:
+            raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+        write(path, state)
+    monkeypatch.setattr(Checkpoint, 'write', refuse)
+    with pytest.raises(OSError, match='No space left'):
+        Run.run(full)
+    assert 'step 120 not written' in capfd.readouterr().out and 120 < steps(full, 'train')[-1] < 220
+    monkeypatch.undo()
+    complete(full | {'load': True})
+    same(left(whole), left(full))
 
 
 # a run that had come to its end
@@ -181,6 +204,21 @@ def test_processes_of_lanes_do_not_hold_a_killed_run(tmp_path):
     assert start(killed, Shot(5, 'Session.advance', 20)).code == -signal.SIGKILL
     complete(killed | {'load': True})  # at once
     same(left(whole), left(killed))
+
+
+@pytest.mark.parametrize('sampler', ['uniform', 'epoch'])
+def test_an_offline_learner(sampler, tmp_path):
+    collector = values(tmp_path, 'gym/Pendulum-v1', 'train_steps=100', 'evaluate_per_steps=0', 'num_envs=2')
+    complete(collector)
+    options = ('offline=true', f'replay.path={folder(collector)}/replay', f'replay.sampler={sampler}', 'learn_per_steps=2', AFTER, 'train_steps=160',
+               'evaluate_per_steps=80', '+environment.max_steps=40', 'replay.wait=0')
+    whole, killed = (values(tmp_path, 'gym/Pendulum-v1', f'experiment={name}', *options) for name in ('whole', 'killed'))
+    complete(whole)
+    for shot in (Shot(30, 'Session.learn', 55), Shot(50, 'Session.evaluate', 1), Shot(3000, 'Session.learn', 80)):
+        assert resume(killed, shot).code == -signal.SIGKILL, shot
+    assert start(killed | {'load': True}, Shot(2000, 'Session.learn', 80, signal.SIGTERM)).code == 143
+    complete(killed | {'load': True})
+    same(left(whole, 'replay'), left(killed, 'replay'))
 
 
 # specification, rows 43 to 46

@@ -39,6 +39,8 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_undisturbed(place, tmp_pa
     outcome = start(stopped, Shot(shot.call, shot.inside, shot.entry, number))
     assert outcome.code == 128 + number and 'saving and plotting' in outcome.said and 'Traceback' not in outcome.said, outcome
     assert outcome.answer < SECONDS
+    if place == 'learn_steps_after':
+        assert 90 < Checkpoint.load(folder(stopped))[0]['learn_calls'] < 140, 'the rest waits for the resume'
     if 'plotting.plot=true' in options:
         assert list((tmp_path / 'stopped' / 'Exp' / 'Plots').glob('*.png'))
     complete(stopped | {'load': True})
@@ -59,9 +61,11 @@ def test_a_second_signal_leaves_at_once(number, tmp_path):
 
 def test_stopped_again_and_again(tmp_path):
     """Also where the resumed run has not taken a step yet."""
-    whole, stopped = (values(tmp_path / name, 'gym/CartPole-v1', 'replay.capacity=60', 'num_envs=2', 'learn_steps_after=20') for name in ('whole', 'stopped'))
-    for shot in (Shot(1, 'Session.evaluate'), Shot(1, 'Session.evaluate'), Shot(1, 'Session.advance'), Shot(3, 'Session.learn', 90), Shot(50, 'Session.evaluate')):
-        assert resume(stopped, Shot(shot.call, shot.inside, shot.entry, signal.SIGTERM)).code == 143
+    options = ('gym/CartPole-v1', 'replay.capacity=60', 'num_envs=2', 'learn_steps_after=20')
+    whole, stopped = (values(tmp_path / name, *options) for name in ('whole', 'stopped'))
+    places = [(1, 'Session.evaluate', 1), (1, 'Session.evaluate', 1), (1, 'Session.advance', 1), (3, 'Session.learn', 90), (50, 'Session.evaluate', 1)]
+    for call, inside, entry in places:
+        assert resume(stopped, Shot(call, inside, entry, signal.SIGTERM)).code == 143
     complete(whole)
     complete(stopped | {'load': True})
     same(left(whole), left(stopped))

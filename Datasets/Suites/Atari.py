@@ -128,7 +128,7 @@ class Atari(Suite):
         """(N, 1, H, W) or (N, 1, H, W, 3) → (N, C, H, W). The engine hands over new memory with each step: no copy."""
         return obs if self.grayscale else np.ascontiguousarray(np.moveaxis(obs[:, 0], -1, 1))
 
-    def render_episode(self, seed: int, actions: Sequence[Any], before: Sequence[Sequence[Any]] = ()) -> Iterator[np.ndarray]:
+    def render_episode(self, seed: int, actions: Sequence[Any], before: Sequence[Any] = ()) -> Iterator[np.ndarray]:
         """The episode in colour and at the console's resolution, from the same seed and actions in an emulator of its own."""
         env = AtariVectorEnv(self.task, 1, num_threads=1, grayscale=False, img_height=SCREEN[0], img_width=SCREEN[1], **self.engine)
         obs, _ = env.reset(seed=np.array([seed], np.int64))

@@ -90,7 +90,7 @@ class Gym(Suite):
         obs, reward, terminated, truncated, _ = self.env.step_wait() if isinstance(self.env, AsyncVectorEnv) else self.env.step(self.sent)
         return Transition(self.observation(obs), reward.astype(np.float32), terminated, truncated, self.no_life_lost)
 
-    def render_episode(self, seed: int, actions: Sequence[Any], before: Sequence[Sequence[Any]] = ()) -> Iterator[np.ndarray]:
+    def render_episode(self, seed: int, actions: Sequence[Any], before: Sequence[Any] = ()) -> Iterator[np.ndarray]:
         try:
             env = self.build(render_mode='rgb_array')
         except ValueError as error:

@@ -69,7 +69,7 @@ class Suite:
         self.send(actions)
         return self.recv()
 
-    def render_episode(self, seed: int, actions: Sequence[Any], before: Sequence[Sequence[Any]] = ()) -> Iterator[np.ndarray]:
+    def render_episode(self, seed: int, actions: Sequence[Any], before: Sequence[Any] = ()) -> Iterator[np.ndarray]:
         """Plays an episode again in an environment of its own and yields (H, W, 3) uint8 frames, the first one before the first action.
 
         Args:

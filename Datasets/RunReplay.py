@@ -1,0 +1,108 @@
+"""The replay of one run: where it lies, how large it is, and what it begins with."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from Datasets import Stored
+from Datasets.Layout import read_layout
+from Datasets.Replay import Replay
+from Datasets.Specs import ActionSpec, ObsSpec
+from Datasets.Storage import place
+from Utils import Args, derive_seed
+
+SAVED_AT_LEAST = 25_000  # agent steps: with save_per_steps=0 too, once the replay writes over its oldest rows
+
+
+class RunReplay:
+    """What a run's settings say of its replay.
+
+    Args:
+        args: the run's values.
+        run: the run's folder.
+        task: the task as it stands in the names of run folders.
+        device: where replay.store=device puts the rows.
+
+    Attributes:
+        path: where the replay lies. source: the one that replay.load=true starts from.
+
+    Raises:
+        ValueError: there is none to read, or one that this run must not write over."""
+
+    def __init__(self, args: Args, run: Path, task: str, device: str) -> None:
+        root, own = Path(args.root), run / 'replay'
+        self.args, self.store = args, device if args.replay.store == 'device' else args.replay.store
+        self.path = Path(args.replay.path) if args.replay.path and not args.replay.load else own
+        self.source: Path | None = None
+        if args.offline:
+            Stored.wait_for(self.path, args.replay.wait, Stored.advice(root, args.suite, task))
+        elif args.replay.load and not args.load:
+            self.source = Stored.find_source(args.replay.path, own, root, args.suite, task)
+        elif Stored.exists(self.path) and not args.load and (args.replay.path or not (run / '.lock').exists()):
+            raise ValueError(f'{self.path} holds a replay: replay.load=true starts from it, another replay.path leaves it alone')
+
+    def sizes(self, state: dict[str, Any] | None) -> dict[str, Any]:
+        """Of the ring: what the run can fill, or as they are where a replay goes on: a longer train_steps does not grow it."""
+        args = self.args
+        if state or self.source == self.path:
+            ring = state['replay']['layout']['ring'] if state else read_layout(self.path)['ring']
+            return {'capacity': ring['rows'] * ring['num_envs'], 'slack': ring['slack'], 'window': ring['window']}
+        stored = read_layout(self.source)['ring'] if self.source else {'rows': 0, 'num_envs': 0}
+        return {'capacity': capacity(args, stored['rows'] * stored['num_envs']), 'slack': slack(args), 'window': args.nstep}
+
+    def on_disk(self) -> Path | None:
+        """The folder of the replay, where there is to be one."""
+        return self.path if self.args.save or self.args.replay.save or self.args.replay.load or self.args.replay.path else None
+
+    def check_room(self, obs_spec: ObsSpec, action_spec: ActionSpec, extras: Mapping[str, Any]) -> None:
+        """Refuses a replay that cannot fit, and one to start from that others wrote. Raises: ValueError."""
+        needed = Replay.bytes_needed(obs_spec, action_spec, num_envs=self.args.num_envs, **self.sizes(None), extras=extras)
+        place(self.store, self.on_disk(), needed, stored_bytes(self.path))
+        if self.source:
+            self.reader(self.source, obs_spec, action_spec).close()
+
+    def shared(self) -> dict[str, Any]:
+        """What every replay of this run is given."""
+        args = self.args
+        return {'num_envs': args.num_envs, 'discount': args.discount, 'reward_clip': args.reward_clip, 'seed': derive_seed(args.seed, 'replay')}
+
+    def reader(self, path: Path, obs_spec: ObsSpec, action_spec: ActionSpec) -> Replay:
+        return Replay(obs_spec, action_spec, **self.shared(), capacity=self.args.replay.capacity, path=path, mode='read',
+                      sampler=self.args.replay.sampler or 'epoch')
+
+    def open(self, obs_spec: ObsSpec, action_spec: ActionSpec, extras: Mapping[str, Any], state: dict[str, Any] | None, say: Callable[[str], None]) -> Replay:
+        """The replay in its folder: new, resumed, begun with what an earlier run stored, or another process's to read.
+
+        Args:
+            state: of the checkpoint that is resumed.
+            say: takes what the user should know."""
+        args, path = self.args, self.path
+        if args.offline:
+            return Stored.open_reader(lambda: self.reader(path, obs_spec, action_spec), path, args.replay.wait)
+        if state and not Stored.exists(path):
+            say(f'{path} was not kept when the run ended (replay.save=false): it fills anew, so this is not an exact resume')
+        replay = Replay(obs_spec, action_spec, **self.shared(), **self.sizes(state), path=self.on_disk(), extras=extras, store=self.store,
+                        sampler=args.replay.sampler or 'uniform')
+        say(f'replay: {replay.bytes / 1e9:.3g} GB for {replay.capacity} rows, {replay.store}')
+        if self.source and self.source != path:
+            source = self.reader(self.source, obs_spec, action_spec)
+            say(f'replay: {Stored.copy(source, replay)} transitions from {self.source}')
+            source.close()
+        return replay
+
+
+def capacity(args: Args, stored: int = 0) -> int:
+    """Rows over all lanes: what was asked for, but no more than the run can fill (a final observation for every tenth step at most) beside what is stored."""
+    fillable = stored + args.train_steps + args.train_steps // 10 + 64 * args.num_envs
+    return max(min(args.replay.capacity, fillable), args.num_envs * (args.nstep + 1))
+
+
+def slack(args: Args) -> int:
+    """Rows of a lane that two checkpoint intervals write, so that the checkpoint before the newest can be gone back to as well."""
+    return 2 * min(args.save_per_steps or SAVED_AT_LEAST, args.train_steps) // args.num_envs + 64 if args.save else 0
+
+
+def stored_bytes(path: Path) -> int:
+    """Bytes on the disk of a replay that lies there already."""
+    return sum(file.stat().st_blocks * 512 for file in path.glob('*.bin'))
