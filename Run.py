@@ -36,7 +36,7 @@ def train(session: Session) -> float | None:
         session.records()
 
     if not session.stopping:  # a resumed run must act before it learns from its last step, as one that was never stopped
-        session.learn()  # what the last steps ask for, and learn_steps_after
+        session.learn(after=True)  # what the last steps ask for, and learn_steps_after
     if not session.stopping:
         session.evaluate()
     session.finish()

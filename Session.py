@@ -183,18 +183,18 @@ class Session:
         if not agent.overlap:
             self.learn()
 
-    def learn_calls_due(self) -> int:
-        """Calls of the agent's learn that the steps so far ask for; `learn_steps_after` more at the end."""
+    def learn_calls_due(self, after: bool = False) -> int:
+        """Calls of the agent's learn that the steps so far ask for; `learn_steps_after` more `after` the last one."""
         args = self.args
         if args.learn_per_steps == 0 or args.train_steps == 0:
             return 0
         steps = min(self.step, args.train_steps) - self.seed_steps
-        return max(0, steps) // args.learn_per_steps * args.updates_per_learn + (args.learn_steps_after if self.finished else 0)
+        return max(0, steps) // args.learn_per_steps * args.updates_per_learn + (args.learn_steps_after if after else 0)
 
-    def learn(self) -> None:
-        """Every update that is due."""
+    def learn(self, after: bool = False) -> None:
+        """Every update that is due; those `after` the last step can be interrupted."""
         self.agent.step = self.step
-        while self.learn_calls < self.learn_calls_due() and not (self.stopping and self.finished):
+        while self.learn_calls < self.learn_calls_due(after) and not (after and self.stopping):
             metrics = self.guarded_learn()
             if self.args.agent_log:
                 self.logger.record('train', metrics)

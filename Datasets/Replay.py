@@ -315,6 +315,7 @@ class Replay(Draw):
         compare(self.path / 'layout.json' if self.path else Path('checkpoint'), self.layout, state['layout'])
         self.rng.bit_generator.state = state['rng']
         self.epochs, self.order = state['epochs'], state['order'].numpy().copy()
+        self.checkpoints = [np.array(one, np.int64) for one in state['checkpoints']]
         if self.mode == 'read':  # the rows are its writer's
             return
         cursor, ring = np.array(state['cursor'], np.int64), self.ring
@@ -333,7 +334,6 @@ class Replay(Draw):
         if self._fingerprint() != state['fingerprint']:
             raise ValueError(f'{self.path or "checkpoint"}: the stored rows are not those of the checkpoint (a torn or foreign map); '
                              'load an older checkpoint or start anew with overwrite=true')
-        self.checkpoints = [np.array(one, np.int64) for one in state['checkpoints']]
         self.made_before(state)
 
     def made_before(self, state: dict[str, Any]) -> None:

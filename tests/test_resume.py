@@ -214,9 +214,9 @@ def test_an_offline_learner(sampler, tmp_path):
                'evaluate_per_steps=80', '+environment.max_steps=40', 'replay.wait=0')
     whole, killed = (values(tmp_path, 'gym/Pendulum-v1', f'experiment={name}', *options) for name in ('whole', 'killed'))
     complete(whole)
-    for shot in (Shot(30, 'Session.learn', 55), Shot(50, 'Session.evaluate', 1), Shot(3000, 'Session.learn', 80)):
+    for shot in (Shot(30, 'Session.learn', 55), Shot(50, 'Session.evaluate', 1), Shot(3000, 'Session.learn', 81)):
         assert resume(killed, shot).code == -signal.SIGKILL, shot
-    assert start(killed | {'load': True}, Shot(2000, 'Session.learn', 80, signal.SIGTERM)).code == 143
+    assert start(killed | {'load': True}, Shot(2000, 'Session.learn', 1, signal.SIGTERM)).code == 143
     complete(killed | {'load': True})
     same(left(whole, 'replay'), left(killed, 'replay'))
 
