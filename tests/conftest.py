@@ -79,8 +79,6 @@ class Runs:
         """The command line as it is, in this process."""
         self.capsys.readouterr()
         self.monkeypatch.setattr(sys, 'argv', [str(ROOT / 'Run.py'), *argv])
-        # Hydra sets up logging, which closes the handlers of the whole process; absl's then closes pytest's own capture of stderr
-        self.monkeypatch.setattr('logging.config.dictConfig', lambda config: None)
         GlobalHydra.instance().clear()
         try:
             Run.main()

@@ -23,7 +23,7 @@ class CNN(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for i in range(depth + 1):
-            layers += [nn.Conv2d(out_channels if i else input_shape[0], out_channels, kernel_size, 1 if i else stride), nn.ReLU()]
+            layers += [nn.Conv2d(out_channels if i else input_shape[0], out_channels, kernel_size, 1 if i else stride), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
         self.output_shape = image_output(self, input_shape)
 
@@ -44,7 +44,7 @@ class NatureCNN(nn.Module):
         channels = input_shape[0]
         for out, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
             out = int(out * width)
-            layers += [nn.Conv2d(channels, out, kernel, stride), *([nn.GroupNorm(1, out)] if layer_norm else []), nn.ReLU()]
+            layers += [nn.Conv2d(channels, out, kernel, stride), *([nn.GroupNorm(1, out)] if layer_norm else []), nn.ReLU(inplace=True)]
             channels = out
         self.layers = nn.Sequential(*layers)
         self.output_shape = image_output(self, input_shape)

@@ -5,6 +5,8 @@ import math
 
 from torch import Tensor, nn
 
+from Blocks.Architectures.Linear import Linear
+
 ACTIVATIONS = {'relu': nn.ReLU, 'tanh': nn.Tanh, 'elu': nn.ELU, 'gelu': nn.GELU, 'silu': nn.SiLU}
 
 
@@ -25,10 +27,10 @@ class MLP(nn.Module):
             raise ValueError(f'activation={activation}: expected one of {", ".join(ACTIVATIONS)}')
         width, layers = math.prod(input_shape), []  # type: int, list[nn.Module]
         for _ in range(depth):
-            layers += [nn.Linear(width, hidden_dim), *([nn.LayerNorm(hidden_dim)] if layer_norm else []), ACTIVATIONS[activation]()]
+            layers += [Linear(width, hidden_dim), *([nn.LayerNorm(hidden_dim)] if layer_norm else []), ACTIVATIONS[activation]()]
             width = hidden_dim
         if output_dim is not None:
-            layers.append(nn.Linear(width, output_dim))
+            layers.append(Linear(width, output_dim))
             width = output_dim
         self.layers = nn.Sequential(*layers)
         self.output_shape = (width,)
@@ -56,7 +58,7 @@ class LayerNormTanh(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...], output_dim: int = 50) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(math.prod(input_shape), output_dim), nn.LayerNorm(output_dim), nn.Tanh())
+        self.layers = nn.Sequential(Linear(math.prod(input_shape), output_dim), nn.LayerNorm(output_dim), nn.Tanh())
         self.output_shape = (output_dim,)
 
     def forward(self, x: Tensor) -> Tensor:

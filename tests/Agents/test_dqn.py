@@ -13,6 +13,7 @@ from Agents.Agent import can_compile
 from Agents.DQN import DQN
 from Agents.Random import Random
 from Blocks.Architectures import Dueling
+from Blocks.Architectures.Linear import Linear
 from Datasets.Batch import Batch
 from Datasets.Replay import Replay
 from Datasets.Specs import ActionSpec, ObsSpec
@@ -509,7 +510,7 @@ def test_options_reach_the_parts_they_are_for():
     plain, agent = make(IMAGE), make(IMAGE, dueling=True, layer_norm=True, hidden_dim=9, depth=2, num_critics=2)
     assert all(isinstance(head, Dueling) for head in agent.critic.heads) and len(agent.critic.heads) == 2
     assert not any(isinstance(head, Dueling) for head in plain.critic.heads) and len(plain.critic.heads) == 1
-    assert [type(layer) for layer in agent.critic.heads[0].value.layers] == 2 * [nn.Linear, nn.LayerNorm, nn.ReLU] + [nn.Linear]
+    assert [type(layer) for layer in agent.critic.heads[0].value.layers] == 2 * [Linear, nn.LayerNorm, nn.ReLU] + [Linear]
     assert agent.critic.heads[0].value.layers[0].out_features == 9
     for one, norms in ((plain, 0), (agent, 3)):
         assert sum(isinstance(layer, nn.GroupNorm) for layer in one.encoder.modules()) == norms
