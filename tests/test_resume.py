@@ -172,6 +172,15 @@ def test_a_longer_train_steps_goes_on(keep, tmp_path):
     assert checkpoint(run)['step'] == 400 and (folder(run) / 'replay').exists() == kept
 
 
+def test_a_longer_run_without_its_replay_that_is_not_saved_on_the_way(tmp_path):
+    run = values(tmp_path, 'gym/CartPole-v1', 'train_steps=40', 'evaluate_per_steps=0', 'replay.save=false')
+    complete(run)
+    longer = run | {'load': True, 'train_steps': 300, 'save_per_steps': 0}
+    assert start(longer, Shot(5, 'Session.advance', 200)).code == -signal.SIGKILL  # more rows than the short run had
+    complete(longer)
+    assert checkpoint(run)['step'] == 300
+
+
 def test_a_start_that_was_killed_leaves_nothing_in_the_way(tmp_path):
     """Before config.yaml is there, nothing has begun: the same command starts, also where it replaces another run."""
     options = ('gym/CartPole-v1', 'train_steps=60', 'evaluate_per_steps=0')
@@ -238,7 +247,10 @@ def test_new_columns_leave_the_rows_before_them_alone(tmp_path):
     run = values(tmp_path, 'gym/CartPole-v1', 'train_steps=400', 'agent_log=false')
     assert start(run, Shot(1, 'Session.advance', 205)).code == -signal.SIGKILL
     before = rows(folder(run) / 'train.csv')[:10]
+    assert resume(run | {'agent_log': True}, Shot(1, 'Benchmarking.Table._line')).code == -signal.SIGKILL
+    assert list(folder(run).glob('.*.tmp'))
     complete(run | {'load': True, 'agent_log': True})
+    assert not list(folder(run).glob('.*.tmp')), 'what was being written when the run was killed'
     after = rows(folder(run) / 'train.csv')
     assert 'critic_loss' not in before[0] and len(after) == 20
     assert all(new == old | dict.fromkeys(new.keys() - old.keys(), '') for old, new in zip(before, after[:10], strict=True))
