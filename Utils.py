@@ -223,6 +223,8 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == 'cuda' and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
         raise ValueError(f'device={name}: torch sees {torch.cuda.device_count()} CUDA devices here')
+    if device.type == 'mps' and not torch.backends.mps.is_available():
+        raise ValueError(f'device={name}: torch sees no such device here')
     return device
 
 
