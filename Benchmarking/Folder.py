@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import weakref
 import zlib
 from pathlib import Path
 from typing import IO, Any
@@ -94,6 +95,7 @@ class Folder:
     def take_lock(self) -> None:
         if self.lock is None:
             self.lock = open(self.path / '.lock', 'a+')  # noqa: SIM115  held for the life of the process
+            _locks.add(self.lock)
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -148,6 +150,18 @@ class Folder:
         if self.lock is not None:
             self.lock.close()
             self.lock = None
+
+
+_locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def release_in_child() -> None:
+    """A lane's process must not hold the folder when the run that forked it has been killed."""
+    for lock in list(_locks):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=release_in_child)
 
 
 def to_plain(value: Any) -> Any:

@@ -73,12 +73,12 @@ def test_stopped_again_and_again(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal(tmp_path):
-    """It reaches every process of the group: those of the lanes must live on until the run has saved."""
-    command = [sys.executable, 'Run.py', 'task=gym/CartPole-v1', 'environment.vectorization=async', 'num_envs=2', f'root={tmp_path}', 'train_steps=1000000',
-               'evaluate_episodes=1', 'log_per_steps=50', 'hidden_dim=16', 'threads=1', 'device=cpu']
+    """It reaches every process of the group: those of the lanes, which are nearly always at work here, must live on until the run has saved."""
+    command = [sys.executable, 'Run.py', 'task=gym/HalfCheetah-v5', 'environment.vectorization=async', 'num_envs=2', f'root={tmp_path}', 'action_repeat=50',
+               'train_steps=1000000', 'evaluate_episodes=1', 'log_per_steps=50', 'learn_per_steps=0', 'hidden_dim=16', 'threads=1', 'device=cpu']
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
-        rows = tmp_path / 'Exp' / 'DQN' / 'gym' / 'CartPole-v1_1' / 'train.csv'
+        rows = tmp_path / 'Exp' / 'DQN' / 'gym' / 'HalfCheetah-v5_1' / 'train.csv'
         deadline = time.monotonic() + 120
         while not (rows.exists() and rows.read_text().count('\n') > 1):
             assert process.poll() is None and time.monotonic() < deadline
