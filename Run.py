@@ -5,21 +5,21 @@ import os
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from Hparams.Compose import explain, help_text, plain_args, quoted
+from Hparams.Compose import explain, help_text, key_of, plain_args, quoted, swept, unbound
 from Hparams.Registry import register
 
 if TYPE_CHECKING:
     from Session import Session
 
-# what a multirun need not repeat in a run's folder name: it stands there already, or says only how to start
-NAMED = ('experiment', 'Agent', 'task', 'aux', 'explore', 'core', 'seed', 'load', 'overwrite', 'debug', 'root')
+# what stands in a run's folder name already
+NAMED = ('experiment', 'Agent', 'task', 'aux', 'explore', 'core', 'seed', 'root')
 
 
 def train(session: Session) -> float | None:
@@ -64,12 +64,20 @@ def run(values: dict[str, Any], overrides: str = '') -> float | None:
 @hydra.main(version_base='1.3', config_path='Hparams', config_name='args')
 def composed(config: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
-    swept = hydra_config.mode == RunMode.MULTIRUN
-    others = [override for override in hydra_config.overrides.task if override.lstrip('+~').partition('=')[0] not in NAMED] if swept else []
+    job = hydra_config.overrides.task if hydra_config.mode == RunMode.MULTIRUN else []
+    own = swept(sys.argv[1:]) | set(hydra_config.sweeper.get('params') or ())  # empty where a launcher began another process: then all are
+    own_job = [one.lstrip('+') for one in job if not own or key_of(one) in own]
     try:
-        return run(plain_args(config, hydra_config.runtime.choices), ','.join(others))
+        return run(plain_args(config, hydra_config.runtime.choices), ','.join(one for one in own_job if key_of(one) not in NAMED))
     except Exception as error:  # told here: Hydra would add lines of its own
-        fail(error)
+        tell(error, f'{" ".join(own_job)}: ' if job else '')
+        if not job:
+            sys.exit(1)
+        failed.append(error)  # the other runs of a sweep go on
+        return None
+
+
+failed: list[Exception] = []
 
 
 def main() -> None:
@@ -77,25 +85,30 @@ def main() -> None:
     if {'--help', '-h'} & set(sys.argv[1:]):
         print(help_text())
         return
+    failed.clear()
     os.environ['HYDRA_FULL_ERROR'] = '1'  # lets the errors of composition through to us
     sys.argv[1:] = quoted(sys.argv[1:])
+    if {'-m', '--multirun'} & set(sys.argv[1:]):
+        sys.argv[1:] = unbound(sys.argv[1:])
     register()
     try:
         composed()
     except Exception as error:
-        fail(error, str(explain(error, sys.argv[1:])))
+        tell(error, line=str(explain(error, sys.argv[1:])))
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    if failed:
+        sys.exit(1)
 
 
-def fail(error: Exception, line: str = '') -> NoReturn:
+def tell(error: Exception, job: str = '', line: str = '') -> None:
     debug = bool({'debug=true', 'debug=True'} & set(sys.argv))
     if debug or not expected(error):
         traceback.print_exception(error)
     if expected(error):
         line = line or ' '.join(str(error).split()) or type(error).__name__
-        print(line + ('' if debug else '  (debug=true shows the traceback)'), file=sys.stderr)
-    sys.exit(1)
+        print(job + line + ('' if debug else '  (debug=true shows the traceback)'), file=sys.stderr)
 
 
 def expected(error: BaseException) -> bool:

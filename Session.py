@@ -54,7 +54,7 @@ class Session:
 
     Args:
         values: composed and checked by Hparams.Compose.
-        overrides: in a multirun, what else distinguishes this run's folder.
+        overrides: in a multirun, what else distinguishes this run's folder: the keys that are swept, with their values.
 
     Raises:
         ValueError: a name, argument or combination is wrong, or the folder holds a run; nothing has been changed then."""
@@ -131,7 +131,8 @@ class Session:
 
     def make_environment(self, num_envs: int, train: bool) -> Environment:
         args = self.args
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # lanes' processes inherit this: Ctrl-C is for this one alone
+        # lanes' processes inherit this: Ctrl-C, and a scheduler's SIGTERM to all of a job's processes, are for this one alone
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             suite = make(args.suite, args.task_name, num_envs=num_envs, train=train, num_threads=env_threads(args), **args.environment)
         finally:
@@ -143,7 +144,13 @@ class Session:
         args = self.args
         torch.manual_seed(derive_seed(args.seed, 'initialisation'))
         common = {key: value for key, value in args.items() if not isinstance(value, dict)} | {'seed': derive_seed(args.seed, 'agent'), 'device': self.device}
-        return build(args.agent, '', 'agent', obs_spec=self.environment.obs_spec, action_spec=self.environment.action_spec, recipes=args.recipes, **common)
+        try:
+            return build(args.agent, '', 'agent', obs_spec=self.environment.obs_spec, action_spec=self.environment.action_spec, recipes=args.recipes,
+                         **common)
+        except RuntimeError as error:  # torch has no class of its own for this
+            if re.search('memory|overflow', str(error)):
+                raise MemoryError(f'{args.agent_name} does not fit into memory: {str(error).splitlines()[0]}') from error
+            raise
 
     def open_replay(self, state: dict[str, Any] | None) -> Replay:
         say = print if self.args.offline else self.logger.say  # an offline run opens its replay before it may write anything
@@ -209,6 +216,11 @@ class Session:
             raise NonFinite(error.loss, error.value, f' at step {self.step}, update {self.agent.update_count}; agent and batch are in {file}, '
                             f'the last checkpoint is intact') from None
 
+    @property
+    def last_row_waits(self) -> bool:
+        """For what learn_steps_after will tell."""
+        return self.finished and self.args.learn_steps_after > 0
+
     def counters(self) -> dict[str, Any]:
         counters = {'step': self.step, 'frame': self.step * self.environment.action_repeat, 'update': self.agent.update_count, 'episode': self.episodes}
         return counters | ({'epoch': self.replay.epochs} if self.args.offline and not self.only_evaluates else {})
@@ -217,7 +229,7 @@ class Session:
         """What falls due besides learning: rows, fresh weights, checkpoints, plots."""
         step, clocks = self.step, self.clocks
         self.logger.tick(step, step * self.environment.action_repeat, self.agent.update_count)
-        if clocks['log'].due(step):
+        if not self.last_row_waits and clocks['log'].due(step):
             self.logger.dump('train', **self.counters())
         if clocks['load'].due(step):
             self.reload_weights()
@@ -280,7 +292,8 @@ class Session:
         try:
             self.replay.sync()
             Checkpoint.save(self.path, {
-                'step': self.step, 'learn_calls': self.learn_calls, 'episodes': self.episodes, 'score': self.score,
+                'step': self.step, 'learn_calls': self.learn_calls, 'learn_calls_owed': max(0, self.learn_calls_due() - self.learn_calls),
+                'episodes': self.episodes, 'score': self.score,
                 'seed_steps': self.seed_steps, 'complete': self.complete, 'replay_kept': self.replay_kept or self.args.replay.save,
                 'agent': self.agent.state(), 'agent_state': self.agent_state, 'environment': None if self.args.offline else self.environment.state_dict(),
                 'replay': self.replay.state_dict(), 'logger': self.logger.state_dict(), 'clocks': {name: clock.last for name, clock in self.clocks.items()},
@@ -305,8 +318,8 @@ class Session:
         if self.only_evaluates:
             return
         self.seed_steps, self.complete = state['seed_steps'], state['complete'] and self.finished
-        if not self.finished:  # learn_steps_after come at the end of the longer train_steps, so those that were done do not count
-            self.learn_calls = min(self.learn_calls, self.learn_calls_due())
+        if not self.finished:  # what was owed is still owed, also where learn_per_steps has changed; learn_steps_after come at the new end, again
+            self.learn_calls = self.learn_calls_due() - state['learn_calls_owed']
         # the stored rows are gone; or are those of a resumed run without them, which was killed before it was saved
         self.replay_anew = not self.args.offline and (not self.replay.resumable or (
             state['complete'] and bool((self.replay.cursor < np.array(state['replay']['cursor'])).any())))
@@ -372,7 +385,7 @@ class Session:
         if self.only_evaluates:
             return
         self.complete = self.finished and not self.stopping
-        if self.clocks['log'].due(self.step, final=self.complete):
+        if (self.complete or not self.last_row_waits) and self.clocks['log'].due(self.step, final=self.complete):
             self.logger.dump('train', **self.counters())
         if self.args.save:
             self.save()

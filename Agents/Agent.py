@@ -82,7 +82,9 @@ class Agent(nn.Module):
             'step': self.step, 'update_count': self.update_count}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`; strict. Raises: ValueError when the saved agent has other parts or shapes."""
+        """The inverse of `state`; strict. Learning rates and the like stay those this agent was built with, unless a schedule moves them.
+
+        Raises: ValueError when the saved agent has other parts or shapes."""
         self.load_weights(state['weights'])
         blocks = self.blocks()
         for kind, attribute in (('optims', 'optim'), ('schedulers', 'scheduler')):
@@ -90,7 +92,7 @@ class Agent(nn.Module):
             if set(state[kind]) != own:
                 raise ValueError(f'the saved agent has {kind} of {sorted(state[kind])}, this one of {sorted(own)}')
         for name, optim in state['optims'].items():
-            blocks[name].optim.load_state_dict(optim)
+            blocks[name].load_optim(optim)
         for name, scheduler in state['schedulers'].items():
             blocks[name].scheduler.load_state_dict(scheduler)  # type: ignore[union-attr]
         for name, random_state in state['generators'].items():

@@ -8,7 +8,7 @@ Presets: Hparams/Agent/Agents.DQN.yaml; numbers for one task in Hparams/paper/Ag
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class DQN(Agent):
     def __init__(self, *, obs_spec: ObsSpec, action_spec: ActionSpec, recipes: dict[str, Any], batch_size: int = 32, nstep: int = 1, lr: float = 1e-4,
                  weight_decay: float = 0.0, adam_eps: float = 1e-8, lr_decay_steps: int = 0, grad_clip: float | None = None, ema: bool = False,
                  ema_decay: float = 0.99, explore_steps: int = 2000, hidden_dim: int = 512, depth: int = 1, trunk_dim: int = 50, layer_norm: bool = False,
-                 double: bool = True, dueling: bool = False, num_critics: int = 1, huber: bool = True, exploration: str = 'epsilon',
+                 double: bool = True, dueling: bool = False, num_critics: int = 1, huber: bool = True, exploration: Literal['epsilon', 'softmax'] = 'epsilon',
                  epsilon: str | float = 'linear(1.0,0.05,50000)', eval_epsilon: float = 0.0, temperature: str | float = 'linear(1.0,0.1,20000)',
                  target_tau: float = 0.01, target_per_updates: int = 1, num_actions: int = 1, stddev_schedule: str | float = 'linear(1.0,0.1,20000)',
                  stddev_clip: float = 0.3, **settings: Any) -> None:
@@ -50,6 +50,8 @@ class DQN(Agent):
         require(exploration in ('epsilon', 'softmax'), 'agent.exploration', exploration, 'epsilon or softmax')
         for key, count in (('num_critics', num_critics), ('num_actions', num_actions), ('target_per_updates', target_per_updates)):
             require(count >= 1, f'agent.{key}', count, '1 or more')
+        require(depth >= 0, 'agent.depth', depth, '0 or more')
+        require(action_spec.discrete or not dueling, 'agent.dueling', dueling, 'false where actions are continuous')
         require(0 < target_tau <= 1, 'agent.target_tau', target_tau, 'more than 0, at most 1')
         require(0 <= eval_epsilon <= 1, 'agent.eval_epsilon', eval_epsilon, 'a number from 0 to 1')
         require(stddev_clip >= 0, 'agent.stddev_clip', stddev_clip, '0 or more')

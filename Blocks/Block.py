@@ -34,6 +34,13 @@ class Block(nn.Module):
             self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optim, lr_decay_steps)
         return self
 
+    def load_optim(self, state: dict[str, Any]) -> None:
+        """Takes over moments and step counts. The numbers of the command line stay, unless a schedule moves the saved ones."""
+        if self.scheduler is None:
+            own = self.optim.state_dict()['param_groups']
+            state = state | {'param_groups': [mine | {'params': saved['params']} for mine, saved in zip(own, state['param_groups'], strict=True)]}
+        self.optim.load_state_dict(state)
+
     def frozen_copy(self) -> Self:
         """A copy without gradients or optimiser: a target network or a moving average."""
         optim, scheduler = self.__dict__.pop('optim', None), self.__dict__.pop('scheduler', None)

@@ -11,13 +11,14 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from Datasets.Suites.Names import FIND, find_task, nearest
 from Hparams.Check import FOLDER, GROUPS, ConfigError, check, defaults, flatten, unknown_key
 from Hparams.Registry import agents, find_agent, register
 
-__all__ = ['ConfigError', 'compose_args', 'defaults', 'explain', 'flatten', 'help_text', 'plain_args', 'quoted']
+__all__ = ['ConfigError', 'compose_args', 'defaults', 'explain', 'flatten', 'help_text', 'key_of', 'plain_args', 'quoted', 'swept', 'unbound']
 
 
 def compose_args(overrides: Sequence[str]) -> dict[str, Any]:
@@ -41,6 +42,21 @@ def quoted(overrides: Sequence[str]) -> list[str]:
     """Puts quotes around schedules, `agent.epsilon=linear(1.0,0.1,500)`, which Hydra would take for calls of its functions."""
     parts = [override.partition('=') for override in overrides]
     return [key + equals + (value if set(value) & set('\'"{}') else CALL.sub(r"'\g<0>'", value)) for key, equals, value in parts]
+
+
+def key_of(override: str) -> str:
+    return override.lstrip('+~').partition('=')[0]
+
+
+def swept(overrides: list[str]) -> set[str]:
+    """The keys to which the command line gives several values."""
+    parser = OverridesParser.create()
+    return {key_of(one) for one in overrides if '=' in one and not one.startswith('-') and parser.parse_override(one).is_sweep_override()}
+
+
+def unbound(overrides: list[str]) -> list[str]:
+    """Hydra first composes a sweep without what is swept: a key of the swept task or agent must not be refused there. Each run checks its own."""
+    return [f'++{one}' if one.startswith(('agent.', 'environment.')) else one for one in overrides]
 
 
 def plain_args(config: Any, choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -151,6 +151,7 @@ REFUSED = {
     '+agent.critics=2': ('agent.critics: DQN has no such argument', 'num_critics'),
     'agent.depth=two': ('agent.depth=two: expected a whole number',),
     'agent.double=maybe': ('agent.double=maybe: expected true or false',),
+    'agent.exploration=foo': ('agent.exploration=foo: expected epsilon, softmax',),
     'agent.target_tau=slow': ('agent.target_tau=slow: expected a number',),
     'agent.epsilon=liner(1.0,0.1,500)': ('agent.epsilon=liner(1.0,0.1,500): expected a number, linear(a,b,n)',),
     'agent.epsilon=linear(1.0,0.1)': ('agent.epsilon=linear(1.0,0.1)',),
@@ -173,7 +174,9 @@ def test_refused_in_one_line_before_anything_is_built_or_written(graft, no_env, 
 
 
 LATER = {  # told by the part itself, once there is an environment to build it for; still before anything is written
-    'agent.exploration=foo': ('agent.exploration=foo: expected epsilon or softmax',),
+    'agent.depth=-1': ('agent.depth=-1: expected 0 or more',),
+    'hidden_dim=1e14': ('Agents.DQN does not fit into memory',),
+    'task=gym/Pendulum-v1 agent.dueling=true': ('agent.dueling=True: expected false where actions are continuous',),
     'task=atari/pong +recipes.encoder.eyes.width_=1': ('recipes.encoder.eyes.width_: NatureCNN has no such argument', 'width'),
     'Scheduler=StepLR': ('recipes.encoder.scheduler.step_size',),
     'task=atari/pong environment.preset=foo': ('environment.preset', 'classic or v5'),
@@ -263,7 +266,7 @@ def test_a_refused_overwrite_leaves_the_run(graft):
     """Whatever is told late is still told before the old run makes room."""
     left = graft.run('replay.save=true')
     before = {path: path.read_bytes() for path in left.path.rglob('*') if path.is_file()}
-    for wrong in ('agent.exploration=foo', 'train_steps=1e14', 'Scheduler=StepLR', 'load_path=nowhere', '+environment.kwargs={sutton:3,x:1}'):
+    for wrong in ('agent.depth=-1', 'train_steps=1e14', 'Scheduler=StepLR', 'load_path=nowhere', '+environment.kwargs={sutton:3,x:1}'):
         said = graft.main(*lines('overwrite=true', 'replay.capacity=1e14', wrong))
         assert said.code == 1 and said.err.count('\n') == 1, said.err
     assert {path: path.read_bytes() for path in left.path.rglob('*') if path.is_file()} == before

@@ -152,7 +152,7 @@ def test_a_gym_id_composes(task):
 
 @pytest.mark.parametrize('task', ['FrozenLake-v1', 'MountainCarContinuous-v0', 'Hopper-v5'])
 def test_discrete_and_box_spaces_run(graft, task):
-    left = graft.run(f'task=gym/{task}', 'train_steps=30', '+environment.max_steps=10')
+    left = graft.run(f'task=gym/{task}', 'train_steps=30', 'environment.max_steps=10')
     assert left.updates() == 2 and left.steps('eval') == [0, 20, 30]
 
 
@@ -218,7 +218,7 @@ def test_schedules_need_no_quotes_and_hydras_functions_keep_working():
 
 def test_numbers_of_parts_in_any_notation(graft):
     """1e5 is a whole number for a constructor too."""
-    session = graft.session('agent.depth=2e0', '+environment.max_steps=1e1', 'agent.target_tau=1')
+    session = graft.session('agent.depth=2e0', 'environment.max_steps=1e1', 'agent.target_tau=1')
     assert session.args.agent.depth == 2 and type(session.args.agent.depth) is int and session.args.environment.max_steps == 10
     assert math.isclose(session.agent.target_tau, 1)
 
@@ -257,16 +257,43 @@ def test_examples_and_flags_of_the_help_exist(graft):
 
 def test_multirun_never_shares_a_folder(graft):
     """Tasks and seeds, and two values of any other key, also where they differ only in what a file name cannot hold."""
-    short = ('train_steps=0', 'evaluate_episodes=1', '+environment.max_steps=5', 'save=false')
+    short = ('train_steps=0', 'evaluate_episodes=1', 'environment.max_steps=5', 'save=false')
     said = graft.main('-m', *lines('task=gym/CartPole-v1,gym/Acrobot-v1', 'seed=1,2', *short))
     assert said.code == 0, said.err
-    runs = sorted(path.parent.name.partition('__')[0] for path in graft.home.glob('Benchmarking/Exp/DQN/gym/*/config.yaml'))
-    assert runs == ['Acrobot-v1_1', 'Acrobot-v1_2', 'CartPole-v1_1', 'CartPole-v1_2']
+    runs = sorted(path.parent.name for path in graft.home.glob('Benchmarking/Exp/DQN/gym/*/config.yaml'))
+    assert runs == ['Acrobot-v1_1', 'Acrobot-v1_2', 'CartPole-v1_1', 'CartPole-v1_2']  # what is not swept is not in the names
     said = graft.main('-m', *lines('experiment=Sweep', 'plotting.plot_agents=a/b,a:b', 'lr=1e-3,1e-4', *short))
     assert said.code == 0, said.err
     kept = [yaml.safe_load(file.read_text()) for file in graft.home.glob('Benchmarking/Sweep/DQN/gym/*/config.yaml')]
     assert {(values['lr'], *values['plotting']['plot_agents']) for values in kept} == {(lr, name) for lr in (1e-3, 1e-4) for name in ('a/b', 'a:b')}
     assert {path.name for path in graft.home.iterdir()} == {'Benchmarking'}  # nothing of Hydra's lies about
+
+
+def test_a_sweep_is_resumed_and_made_longer(graft):
+    sweep = ('-m', *lines('task=gym/CartPole-v1', 'seed=1,2', 'lr=1e-3,1e-4', 'learn_per_steps=0', 'evaluate_episodes=1'))
+    assert graft.main(*sweep, 'train_steps=8').code == 0
+    said = graft.main(*sweep, 'train_steps=16', 'load=true')
+    assert said.code == 0, said.err
+    rows = {file.parent.name: file.read_text().splitlines()[-1].split(',')[1] for file in graft.home.glob('Benchmarking/Exp/DQN/gym/*/train.csv')}
+    assert rows == {f'CartPole-v1_{seed}__lr={lr}': '16' for seed in (1, 2) for lr in ('0.001', '0.0001')}
+
+
+def test_keys_of_a_swept_task_or_agent(graft):
+    short = ('train_steps=0', 'evaluate_episodes=1', 'task=gym/CartPole-v1,gym/Acrobot-v1')
+    said = graft.main('-m', *lines(*short, 'environment.max_steps=5', 'Agent=DQN,Random', 'agent.epsilon=0'))
+    assert said.code == 1 and said.err.count('agent.epsilon: Random has no such argument') == 2 == said.err.count('\n'), said.err
+    said = graft.main('-m', *lines(*short, 'environment.max_steps=5', 'agent.depth=0,2', 'experiment=Depths'))
+    assert said.code == 0, said.err
+    kept = [yaml.safe_load(file.read_text()) for file in graft.home.glob('Benchmarking/Depths/DQN/gym/*__agent.depth=*/config.yaml')]
+    assert sorted(values['agent']['depth'] for values in kept) == [0, 0, 2, 2] and {values['environment']['max_steps'] for values in kept} == {5}
+
+
+def test_a_failed_run_does_not_end_the_sweep(graft):
+    short = ('train_steps=0', 'evaluate_episodes=1', 'environment.max_steps=5')
+    said = graft.main('-m', *lines('task=gym/CartPole-v1', 'lr=1e-3,1e-4', 'seed=1,-1,2', *short))
+    assert said.code == 1 and said.err.count('seed=-1: expected 0 or more') == 2 == said.err.count('\n'), said.err
+    assert [line.partition(':')[0] for line in said.err.splitlines()] == ['lr=0.001 seed=-1', 'lr=0.0001 seed=-1']
+    assert len(list(graft.home.glob('Benchmarking/Exp/DQN/gym/*/config.yaml'))) == 4
 
 
 def test_one_word_of_a_plain_run_is_in_no_folder_name(graft):

@@ -1,6 +1,7 @@
 """What every flag of the loop does, on runs of a second and less."""
 import itertools
 import json
+import math
 import os
 import signal
 import time
@@ -78,6 +79,13 @@ def test_actions_are_uniform_while_exploring_and_the_agents_own_after(graft):
     share = torch.bincount(uniform, minlength=3) / len(uniform)
     assert (abs(share - 1 / 3) < 4 * (2 / 9 / 300) ** 0.5).all(), share
     assert not torch.cat(greedy[:150]).all() and torch.cat(greedy[150:]).all()
+
+
+@pytest.mark.parametrize('log_per_steps', [10, 13])
+def test_the_last_row_tells_of_the_updates_after_the_last_step(graft, log_per_steps):
+    rows = graft.run('learn_steps_after=5', 'train_steps=40', 'seed_steps=40', f'log_per_steps={log_per_steps}').rows('train')
+    assert [row['step'] for row in rows].count('40') == 1 and rows[-1]['step'] == '40'
+    assert rows[-1]['update'] == '5' and float(rows[-1]['critic_loss']) > 0 and not rows[-2]['critic_loss']
 
 
 def test_metrics_stay_out_of_the_log_when_told(graft):
@@ -199,9 +207,27 @@ def test_more_steps_after_the_end_learn_as_many_steps_do(graft):
     assert {row['step']: int(row['update']) for row in left.rows('train')}['80'] == 19  # the 20th comes with the next step
 
 
+@pytest.mark.parametrize('before, now, updates', [(4, 2, 10 + 20), (2, 4, 20 + 10), (4, 0, 10), (0, 4, 0 + 10)])
+def test_another_ratio_of_updates_counts_from_where_it_is_given(graft, before, now, updates):
+    """40 steps with the one, 40 more with the other; what the first steps were is not made up for."""
+    graft.run(f'learn_per_steps={before}', 'replay.save=true')
+    left = graft.run(f'learn_per_steps={now}', 'replay.save=true', 'train_steps=100', 'load=true')
+    assert left.updates() == updates
+
+
+@pytest.mark.parametrize('options, expected', [((), 5e-3), (('lr_decay_steps=100',), None)])
+def test_another_learning_rate_holds_from_where_it_is_given(graft, options, expected):
+    """Where a schedule moves it, the schedule goes on."""
+    graft.run('lr=1e-3', 'replay.save=true', *options)
+    session = graft.session('lr=5e-3', 'replay.save=true', 'train_steps=100', 'load=true', *options)
+    optim = session.agent.critic.optim
+    assert optim.param_groups[0]['lr'] == (expected or pytest.approx(1e-3 * (1 + math.cos(math.pi * 10 / 100)) / 2))
+    assert all(state['step'] == 10 and state['exp_avg'].any() for state in optim.state.values())
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_plots_and_ends_and_the_resumed_run_is_the_whole_one(graft, monkeypatch, number):
-    options = ('task=gym/Pendulum-v1', '+environment.max_steps=20', 'num_envs=2', 'learn_per_steps=2', 'lr=0.01', 'evaluate_envs=1')
+    options = ('task=gym/Pendulum-v1', 'environment.max_steps=20', 'num_envs=2', 'learn_per_steps=2', 'lr=0.01', 'evaluate_envs=1')
     whole = graft.run('experiment=Whole', *options)
     advance = session_module.Session.advance
 
@@ -397,7 +423,7 @@ def test_the_same_seed_is_the_same_run_and_another_is_another(graft):
 
 @pytest.mark.parametrize('task', ['task=gym/Pendulum-v1', 'task=atari/pong'])
 def test_bf16_learns_and_stays_near_fp32(graft, task):
-    short = '+environment.max_steps=20' if 'gym' in task else 'environment.max_frames=80'
+    short = 'environment.max_steps=20' if 'gym' in task else 'environment.max_frames=80'
     runs = [graft.run(task, f'precision={precision}', f'experiment={precision}', short, 'train_steps=24') for precision in ('fp32', 'bf16')]
     losses = [float(run.rows('train')[-1]['critic_loss']) for run in runs]
     assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.05 * losses[0] + 0.005  # of one update

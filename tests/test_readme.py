@@ -54,7 +54,7 @@ def tiny(command):
         if 'Eyes' in given or any(key.startswith('recipes.encoder.eyes') for key in given):
             short.popitem()
     else:
-        short = {'+environment.max_steps': 20}
+        short = {'environment.max_steps': 20}
     return kept + [f'{key}={value}' for key, value in (small | short).items() if key.lstrip('+') not in given or key in small]
 
 

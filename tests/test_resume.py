@@ -31,11 +31,11 @@ CASES = {
         Shot(10, 'Replay.add', 35),  # a row half written
         Shot(30, 'Environment._replay'),  # while it resumes
         Shot(900, 'Session.evaluate')]),
-    'pendulum_4': ('gym/Pendulum-v1', (*FOUR, RAM, EMA, '+environment.max_steps=70'), [
+    'pendulum_4': ('gym/Pendulum-v1', (*FOUR, RAM, EMA, 'environment.max_steps=70'), [
         Shot(30, 'Replay.sync', 15),
         Shot(5, 'Replay.load_state_dict'),
         Shot(9, 'Environment.receive', 47)]),
-    'cheetah_4': ('gym/HalfCheetah-v5', (*FOUR, DECAY, ENSEMBLE, '+environment.max_steps=50'), [
+    'cheetah_4': ('gym/HalfCheetah-v5', (*FOUR, DECAY, ENSEMBLE, 'environment.max_steps=50'), [
         Shot(25, 'Replay._open', 113)]),
     'pong_4': ('atari/pong', ('num_envs=4', 'train_steps=440', RAM, DUELING, EMA, 'environment.preset=v5'), [
         Shot(9, 'Session.advance', 71)]),
@@ -167,7 +167,7 @@ def test_a_longer_train_steps_goes_on(keep, tmp_path):
     assert steps(run, 'train') == list(range(20, 401, 20)) and steps(run, 'eval') == [0, 100, 200, 300, 400]
     updates, evaluated = ([int(row['update']) for row in rows(folder(run) / f'{phase}.csv')] for phase in ('train', 'eval'))
     kept = keep == 'replay.save=true'  # without a replay nothing is learnt for another seed_steps
-    assert [late - early for early, late in zip(updates[10:], updates[11:], strict=False)] == ([5, 5] if kept else [0, 4]) + [5] * 7
+    assert [late - early for early, late in zip(updates[10:], updates[11:], strict=False)] == ([5, 5] if kept else [0, 4]) + [5] * 6 + [6 + 30]
     assert evaluated == [0, 14, 70, 94 if kept else 84, 150 if kept else 140], 'learn_steps_after once more, at the new end'
     assert checkpoint(run)['step'] == 400 and (folder(run) / 'replay').exists() == kept
 
@@ -220,7 +220,7 @@ def test_an_offline_learner(sampler, tmp_path):
     collector = values(tmp_path, 'gym/Pendulum-v1', 'train_steps=100', 'evaluate_per_steps=0', 'num_envs=2')
     complete(collector)
     options = ('offline=true', f'replay.path={folder(collector)}/replay', f'replay.sampler={sampler}', 'learn_per_steps=2', AFTER, 'train_steps=160',
-               'evaluate_per_steps=80', '+environment.max_steps=40', 'replay.wait=0')
+               'evaluate_per_steps=80', 'environment.max_steps=40', 'replay.wait=0')
     whole, killed = (values(tmp_path, 'gym/Pendulum-v1', f'experiment={name}', *options) for name in ('whole', 'killed'))
     complete(whole)
     for shot in (Shot(30, 'Session.learn', 55), Shot(50, 'Session.evaluate', 1), Shot(3000, 'Session.learn', 81)):

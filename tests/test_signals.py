@@ -72,8 +72,9 @@ def test_stopped_again_and_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal(tmp_path):
-    """It reaches every process of the group: those of the lanes, which are nearly always at work here, must live on until the run has saved."""
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes(number, tmp_path):
+    """As of Ctrl-C in a terminal, or a cluster's scheduler: those of the lanes, which are nearly always at work here, must live on until the run has saved."""
     command = [sys.executable, 'Run.py', 'task=gym/HalfCheetah-v5', 'environment.vectorization=async', 'num_envs=2', f'root={tmp_path}', 'action_repeat=50',
                'train_steps=1000000', 'evaluate_episodes=1', 'log_per_steps=50', 'learn_per_steps=0', 'hidden_dim=16', 'threads=1', 'device=cpu']
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -83,10 +84,10 @@ def test_ctrl_c_in_a_terminal(tmp_path):
         while not (rows.exists() and rows.read_text().count('\n') > 1):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         begin = time.monotonic()
         said, _ = process.communicate(timeout=60)
-        assert process.returncode == 130 and 'Traceback' not in said, said
+        assert process.returncode == 128 + number and 'Traceback' not in said, said
         assert time.monotonic() - begin < 4 * SECONDS, 'wall time, on a machine that may be busy'
         assert Checkpoint.read(rows.parent / Checkpoint.NEWEST)['step'] > 0 and list((tmp_path / 'Exp' / 'Plots').glob('*.png'))
     finally:

@@ -137,6 +137,8 @@ class Gym(Suite):
             return
         self.closed = True
         if isinstance(self.env, AsyncVectorEnv):
+            for process in self.env.processes if self.failed else ():
+                process.kill()  # one that hangs in its simulator, or does not listen to SIGTERM
             self.env.close(terminate=self.failed)
         else:
             self.env.close()

@@ -481,8 +481,9 @@ def test_the_cases_are_pairwise():
 def test_options_go_together(case):
     on = dict(zip(OPTIONS, case))
     obs, action = IMAGE if on['image'] else VECTOR, BOX if on['continuous'] else DISCRETE
-    options = {'exploration': 'softmax' if on['softmax'] else 'epsilon', 'double': not on['not double'], 'dueling': bool(on['dueling']),
-               'num_critics': 1 + on['two heads'], 'layer_norm': bool(on['layer_norm']), 'nstep': 3 if on['nstep 3'] else 1, 'ema': bool(on['ema']),
+    options = {'exploration': 'softmax' if on['softmax'] else 'epsilon', 'double': not on['not double'],
+               'dueling': bool(on['dueling'] and not on['continuous']), 'num_critics': 1 + on['two heads'],
+               'layer_norm': bool(on['layer_norm']), 'nstep': 3 if on['nstep 3'] else 1, 'ema': bool(on['ema']),
                'precision': 'bf16' if on['bf16'] else 'fp32', 'target_tau': 1 if on['hard copies'] else 0.05, 'target_per_updates': 1 + on['hard copies'],
                'batch_size': 8, 'trunk_dim': 6, 'num_actions': 1 + 2 * on['softmax'], 'grad_clip': 1.0 if on['two heads'] else None,
                'lr_decay_steps': 20 * on['ema'], 'huber': bool(on['dueling'])}
