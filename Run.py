@@ -43,10 +43,10 @@ def train(session: Session) -> float | None:
     return session.score
 
 
-def run(values: dict[str, Any], overrides: str = '') -> float | None:
-    """One run from start to end, from plain values (see Hparams.Compose)."""
+def run(values: dict[str, Any], overrides: str = '', sweep: bool = False) -> float | None:
+    """One run from start to end, from plain values (see Hparams.Compose). overrides, sweep: see Session."""
     from Session import Session  # torch and the simulators load only once the command line is known to be good
-    session = Session(values, overrides)
+    session = Session(values, overrides, sweep)
     before = {number: signal.signal(number, session.stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         score = train(session)
@@ -68,7 +68,7 @@ def composed(config: DictConfig) -> float | None:
     own = swept(sys.argv[1:]) | set(hydra_config.sweeper.get('params') or ())  # empty where a launcher began another process: then all are
     own_job = [one.lstrip('+') for one in job if not own or key_of(one) in own]
     try:
-        return run(plain_args(config, hydra_config.runtime.choices), ','.join(one for one in own_job if key_of(one) not in NAMED))
+        return run(plain_args(config, hydra_config.runtime.choices), ','.join(one for one in own_job if key_of(one) not in NAMED), sweep=bool(job))
     except Exception as error:  # told here: Hydra would add lines of its own
         tell(error, f'{" ".join(own_job)}: ' if job else '')
         if not job:
@@ -88,8 +88,8 @@ def main() -> None:
     failed.clear()
     os.environ['HYDRA_FULL_ERROR'] = '1'  # lets the errors of composition through to us
     sys.argv[1:] = quoted(sys.argv[1:])
-    if {'-m', '--multirun'} & set(sys.argv[1:]):
-        sys.argv[1:] = unbound(sys.argv[1:])
+    if {'-m', '--multirun'} & set(sys.argv[1:]):  # Hydra wants it first
+        sys.argv[1:] = ['-m', *unbound([word for word in sys.argv[1:] if word not in ('-m', '--multirun')])]
     register()
     try:
         composed()

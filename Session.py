@@ -19,7 +19,7 @@ from torch import Tensor
 
 import Checkpoint
 from Agents.Agent import Agent
-from Benchmarking.Folder import Folder, run_folder, safe
+from Benchmarking.Folder import Folder, holds_run, run_folder, safe
 from Benchmarking.Logger import Logger
 from Benchmarking.Plot import NothingToPlot, plot
 from Benchmarking.Video import write_video
@@ -55,11 +55,12 @@ class Session:
     Args:
         values: composed and checked by Hparams.Compose.
         overrides: in a multirun, what else distinguishes this run's folder: the keys that are swept, with their values.
+        sweep: one of a multirun's: `load` resumes it where it was begun, and begins it where it was not.
 
     Raises:
         ValueError: a name, argument or combination is wrong, or the folder holds a run; nothing has been changed then."""
 
-    def __init__(self, values: dict[str, Any], overrides: str = '') -> None:
+    def __init__(self, values: dict[str, Any], overrides: str = '', sweep: bool = False) -> None:
         self.args = args = Args(values)
         self.device = choose_device(args.device)
         if args.deterministic != torch.are_deterministic_algorithms_enabled():  # the call alone imports half of torch's compiler
@@ -76,9 +77,12 @@ class Session:
         self.score: float | None = None
         self.agent_state: Any = None
         self.stop_signal: int | None = None
+        self.saved_update = -1  # the update that the last checkpoint holds
         self.weights_read = 0  # when the weights that were last taken over were written, ns
 
         run = run_folder(args, overrides)
+        if sweep and args.load and not holds_run(run / 'offline' if args.offline else run):
+            args['load'] = False
         self.run_replay = RunReplay(args, run, safe(args.task_name), str(self.device))
         if args.load_path and not Checkpoint.weights_file(Path(args.load_path)).exists():
             raise ValueError(f'load_path={args.load_path}: no checkpoint there; give a run folder or its {Checkpoint.NEWEST}')
@@ -125,7 +129,9 @@ class Session:
             self.start()
         # train_steps was reached before this process began, by more than the last step of a run that was interrupted while it ended
         ended = state is not None and self.finished and (self.complete or self.step - args.num_envs >= args.train_steps)
-        self.replay_kept = state is not None and ended and (not self.complete or state['replay_kept'])
+        self.replay_kept = state is not None and (state['replay_kept'] or (ended and not self.complete))
+        if state and not (self.only_evaluates or self.finished):
+            self.folder.write_config(args)
 
     # --- building
 
@@ -193,10 +199,9 @@ class Session:
     def learn_calls_due(self, after: bool = False) -> int:
         """Calls of the agent's learn that the steps so far ask for; `learn_steps_after` more `after` the last one."""
         args = self.args
-        if args.learn_per_steps == 0 or args.train_steps == 0:
-            return 0
-        steps = min(self.step, args.train_steps) - self.seed_steps
-        return max(0, steps) // args.learn_per_steps * args.updates_per_learn + (args.learn_steps_after if after else 0)
+        steps = max(0, min(self.step, args.train_steps) - self.seed_steps) if args.learn_per_steps else 0
+        calls = steps // max(1, args.learn_per_steps) * args.updates_per_learn + (args.learn_steps_after if after else 0)
+        return calls if args.train_steps else 0
 
     def learn(self, after: bool = False) -> None:
         """Every update that is due; those `after` the last step can be interrupted."""
@@ -233,8 +238,10 @@ class Session:
             self.logger.dump('train', **self.counters())
         if clocks['load'].due(step):
             self.reload_weights()
+        # an offline run without an update since its last checkpoint has nothing new to save
         if clocks['save'].due(step) or (self.args.save and self.replay.slack_used_up):
-            self.save()
+            if not (self.args.offline and self.agent.update_count == self.saved_update):
+                self.save()
         if clocks['plot'].due(step):
             self.plot()
 
@@ -298,6 +305,7 @@ class Session:
                 'agent': self.agent.state(), 'agent_state': self.agent_state, 'environment': None if self.args.offline else self.environment.state_dict(),
                 'replay': self.replay.state_dict(), 'logger': self.logger.state_dict(), 'clocks': {name: clock.last for name, clock in self.clocks.items()},
                 'torch': torch.get_rng_state(), 'graft_version': VERSION})
+            self.saved_update = self.agent.update_count
         except OSError as error:
             self.replay.checkpoints = kept
             self.logger.say(f'checkpoint of step {self.step} not written: {error}; the last good one is intact')

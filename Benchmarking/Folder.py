@@ -14,6 +14,7 @@ from typing import IO, Any
 import yaml
 
 import Checkpoint
+from Benchmarking.Table import read_table
 from Hparams.Compose import flatten
 from Utils import Args
 
@@ -54,6 +55,18 @@ def distinct(name: str) -> str:
     return short if short == name else f'{short}-{zlib.crc32(name.encode()):08x}'
 
 
+def holds_run(path: Path) -> bool:
+    """Whether a run was begun there: its config is written last of all that a start makes, its rows come after."""
+    return any((path / name).exists() for name in ('config.yaml', 'train.csv', 'eval.csv'))
+
+
+def evaluated_steps(path: Path) -> set[str]:
+    with contextlib.suppress(OSError, ValueError):
+        header, rows = read_table(path / 'eval.csv')
+        return {row[header.index('step')] for row in rows}
+    return set()
+
+
 class Folder:
     """A run's folder. It is looked at now, and changed once `claim` is called: what a user got wrong in between leaves no trace.
 
@@ -72,12 +85,15 @@ class Folder:
         self.path, self.keep_replay = path, keep_replay
         self.lock: IO[str] | None = None
         self.made: list[Path] = []
-        holds_run = self.holds_run()
-        if holds_run and not (load or overwrite):
+        held = holds_run(path)
+        if held and not (load or overwrite):
             raise ValueError(f'{path} holds a run: load=true resumes it, overwrite=true replaces it, experiment=NAME starts another')
-        if load and not holds_run:
+        if load and not held:
             raise ValueError(f'load=true: no run in {path}; leave load=true out to start it, or choose its experiment, Agent, task and seed')
-        self.resumed, self.replaces = holds_run and load, not load and (holds_run or (path / '.lock').exists())
+        foreign = [] if held or (path / '.lock').exists() else [file for file in self.artefacts() if file.parent.name != 'replay']
+        if foreign:
+            raise ValueError(f'{foreign[0]} is there, and no run made it: move it away, or choose another experiment or seed')
+        self.resumed, self.replaces = held and load, not load and (held or (path / '.lock').exists())
         if (path / '.lock').exists():
             self.take_lock()
 
@@ -102,23 +118,23 @@ class Folder:
                 self.close()
                 raise ValueError(f'{self.path} is in use by another process: wait for it, or choose another experiment or seed') from None
 
-    def holds_run(self) -> bool:
-        return (self.path / 'config.yaml').exists()
+    def artefacts(self) -> list[Path]:
+        """What a run makes, as far as it is there. A video is one of an evaluation: <step>.mp4."""
+        evaluated = evaluated_steps(self.path)
+        files = [file for pattern in ARTEFACTS if not (self.keep_replay and pattern.startswith('replay')) for file in self.path.glob(pattern)]
+        return [file for file in files if file.suffix != '.mp4' or file.stem in evaluated]
 
     def clear(self) -> None:
         """Removes what a run made here; anything else stays."""
-        for pattern in ARTEFACTS:
-            if not (self.keep_replay and pattern.startswith('replay')):
-                for file in self.path.glob(pattern):
-                    if file.suffix != '.mp4' or file.stem.isdigit():  # <step>.mp4
-                        file.unlink()
+        for file in self.artefacts():
+            file.unlink()
         for folder in ('tensorboard', 'videos', 'replay'):
             with contextlib.suppress(OSError):  # a user's file is in it, or it is not there
                 (self.path / folder).rmdir()
 
     def abandon(self) -> None:
         """After a start that failed: no trace of it in a folder that held no run before."""
-        if self.lock is not None and not self.holds_run() and (self.made or self.replaces):
+        if self.lock is not None and not holds_run(self.path) and (self.made or self.replaces):
             self.clear()
             (self.path / '.lock').unlink(missing_ok=True)
         self.close()
@@ -127,7 +143,7 @@ class Folder:
                 folder.rmdir()
 
     def write_config(self, args: Args) -> None:
-        text = yaml.safe_dump(to_plain(args), sort_keys=False)
+        text = yaml.safe_dump(to_plain(args) | {'load': False, 'overwrite': False}, sort_keys=False)
         temporary = self.path / '.config.yaml'
         temporary.write_text(text)
         os.replace(temporary, self.path / 'config.yaml')
@@ -136,7 +152,7 @@ class Folder:
         """Settings that differ from those the run was started with: `lr: 0.0001 → 0.001`."""
         try:
             before = flatten(yaml.safe_load((self.path / 'config.yaml').read_text()) or {})
-        except (yaml.YAMLError, AttributeError, ValueError):
+        except (yaml.YAMLError, AttributeError, ValueError, OSError):
             return [f'{self.path / "config.yaml"} cannot be read: the settings of the run that was begun are not known']
         now = flatten(to_plain(args))
         ignored = ('load', 'overwrite', 'train_steps', 'debug', 'logger', 'plotting', 'threads', 'env_threads', 'log_video', 'video')

@@ -29,6 +29,8 @@ class Encoder(Block):
         self.is_image, self.centre = obs_spec.is_image, centre
         shape = input_shape or obs_spec.stacked_shape
         self.eyes = build(recipe.get('eyes'), eyes, 'recipes.encoder.eyes', input_shape=shape, **given)
+        if not hasattr(self.eyes, 'output_shape'):
+            raise ValueError(f'recipes.encoder.eyes={type(self.eyes).__name__}: a part must tell its output_shape, (C, H, W) or (D,), as an attribute')
         self.feature_shape = tuple(self.eyes.output_shape)
         self.pool = build(recipe.get('pool'), pool, 'recipes.encoder.pool', input_shape=self.feature_shape)
         self.repr_shape = tuple(self.pool.output_shape)

@@ -81,7 +81,7 @@ class RunReplay:
         if args.offline:
             return Stored.open_reader(lambda: self.reader(path, obs_spec, action_spec), path, args.replay.wait)
         if state and not Stored.exists(path):
-            say(f'{path} was not kept when the run ended (replay.save=false): it fills anew, so this is not an exact resume')
+            say(f'no replay in {path} (after the end it is kept only with replay.save=true): it fills anew, so this is not an exact resume')
         replay = Replay(obs_spec, action_spec, **self.shared(), **self.sizes(state), path=self.on_disk(), extras=extras, store=self.store,
                         sampler=args.replay.sampler or 'uniform')
         say(f'replay: {replay.bytes / 1e9:.3g} GB for {replay.capacity} rows, {replay.store}')

@@ -71,13 +71,15 @@ def place(store: Any, path: Path | None, needed: int, present: int) -> tuple[Any
         if store.type == 'cuda' and not torch.cuda.is_available():
             raise ValueError(f'replay.store={store}: this machine has no CUDA device; expected auto, map or ram')
         store = 'ram' if store.type == 'cpu' else store
-    rooms = [] if path is None else [(path, needed - present, f'on the disk of {path}', 'ram' if store == 'map' else 'ram without replay.path')]
+    rooms = [] if path is None else [(path, needed - present, f'on the disk of {path}', 'ram')]
     rooms += [] if store == 'map' else [(store, needed, 'in memory' if store == 'ram' else f'on {store}', 'map')]
     for where, missing, name, other in rooms:
         free = free_bytes(where)
         if missing > free:
+            elsewhere = 'ram' if other == 'ram' else path
+            fits = store != other and elsewhere is not None and needed <= free_bytes(elsewhere)
             raise ValueError(f'the replay needs {missing / 1e9:.2f} GB {name}, where {free / 1e9:.2f} GB are free: '
-                             f'lower replay.capacity, or set replay.store={other}')
+                             'lower replay.capacity' + (f', or set replay.store={other}' if fits else ''))
     return store, path
 
 

@@ -138,6 +138,7 @@ def typed(key: str, value: Any, default: Any) -> Any:
 
 def check_ranges(flat: Mapping[str, Any]) -> None:
     for keys, good, expected in ((ONE_OR_MORE, lambda x: x >= 1, '1 or more'), (ZERO_OR_MORE, lambda x: 0 <= x < math.inf, '0 or more'),
+                                 (ONE_OR_MORE + ZERO_OR_MORE, lambda x: x < 2 ** 53, 'less than 2⁵³'),
                                  (ABOVE_ZERO, lambda x: 0 < x < math.inf, 'a number above 0'), (UP_TO_ONE, lambda x: 0 <= x <= 1, 'a number from 0 to 1'),
                                  (('threads', 'env_threads'), lambda x: x == 'auto' or x >= 1, 'auto, or 1 or more'),
                                  (('seed',), lambda x: x < 2 ** 32, 'less than 2³²')):

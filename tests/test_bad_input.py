@@ -123,6 +123,7 @@ REFUSED = {
     'Eyes=5': ('Eyes=5: expected the name of a part',),
     'experiment=null': ('experiment=None: expected a name',),
     # ranges and choices
+    'train_steps=1e30': ('train_steps=', 'expected less than 2⁵³'),
     'train_steps=-1': ('train_steps=-1: expected 0 or more',),
     'batch_size=0': ('batch_size=0: expected 1 or more',),
     'evaluate_envs=0': ('evaluate_envs=0: expected 1 or more',),
@@ -174,6 +175,7 @@ def test_refused_in_one_line_before_anything_is_built_or_written(graft, no_env, 
 
 
 LATER = {  # told by the part itself, once there is an environment to build it for; still before anything is written
+    'Eyes=torch.nn.Identity': ('recipes.encoder.eyes=Identity: a part must tell its output_shape',),
     'agent.depth=-1': ('agent.depth=-1: expected 0 or more',),
     'hidden_dim=1e14': ('Agents.DQN does not fit into memory',),
     'task=gym/Pendulum-v1 agent.dueling=true': ('agent.dueling=True: expected false where actions are continuous',),
@@ -270,6 +272,39 @@ def test_a_refused_overwrite_leaves_the_run(graft):
         said = graft.main(*lines('overwrite=true', 'replay.capacity=1e14', wrong))
         assert said.code == 1 and said.err.count('\n') == 1, said.err
     assert {path: path.read_bytes() for path in left.path.rglob('*') if path.is_file()} == before
+
+
+def test_a_run_that_lost_its_config_is_still_a_run(graft):
+    left = graft.run('replay.save=true')
+    (left.path / 'config.yaml').unlink()
+    before = {path: path.read_bytes() for path in left.path.rglob('*') if path.is_file()}
+    assert_one_line(graft.main(*lines()), 'holds a run: load=true resumes it')
+    assert {path: path.read_bytes() for path in left.path.rglob('*') if path.is_file()} == before
+    said = graft.main(*lines('load=true', 'train_steps=80', 'replay.save=true'))
+    assert said.code == 0 and 'config.yaml cannot be read' in said.out and left.steps('eval') == [0, 20, 40, 60, 80]
+
+
+@pytest.mark.parametrize('option', [(), ('overwrite=true',)])
+@pytest.mark.parametrize('name', ['checkpoint.pt', 'eval.txt', 'videos/7.mp4'])
+def test_files_that_no_run_made_are_left_alone(graft, option, name):
+    file = graft.left().path / name
+    file.parent.mkdir(parents=True)
+    file.write_text('mine')
+    said = graft.main(*lines(*option))
+    if name == 'checkpoint.pt':
+        assert_one_line(said, 'checkpoint.pt is there, and no run made it')
+    else:
+        assert said.code == 0, said.err
+    assert file.read_text() == 'mine'
+
+
+def test_overwriting_spares_videos_of_others(graft):
+    left = graft.run('train_steps=20', 'log_video=true')
+    mine = left.path / 'videos' / '7.mp4'
+    mine.write_text('mine')
+    assert (left.path / 'videos' / '20.mp4').exists()
+    graft.run('train_steps=0', 'overwrite=true')
+    assert mine.read_text() == 'mine' and not (left.path / 'videos' / '20.mp4').exists()
 
 
 def test_what_a_killed_start_left_is_in_nobodys_way(graft):

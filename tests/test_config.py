@@ -278,6 +278,16 @@ def test_a_sweep_is_resumed_and_made_longer(graft):
     assert rows == {f'CartPole-v1_{seed}__lr={lr}': '16' for seed in (1, 2) for lr in ('0.001', '0.0001')}
 
 
+@pytest.mark.parametrize('at', [0, 1, -1])
+def test_a_sweep_that_was_stopped_goes_on(graft, at):
+    words = list(lines('task=gym/CartPole-v1', 'seed=1,2', 'train_steps=20', 'learn_per_steps=0', 'evaluate_episodes=1', 'load=true'))
+    graft.run('task=gym/CartPole-v1', 'seed=1', 'train_steps=8', 'learn_per_steps=0', 'evaluate_episodes=1')
+    words.insert(at, '-m')
+    said = graft.main(*words)
+    assert said.code == 0, said.err
+    assert [graft.left(f'seed={seed}').steps('eval')[-1] for seed in (1, 2)] == [20, 20]
+
+
 def test_keys_of_a_swept_task_or_agent(graft):
     short = ('train_steps=0', 'evaluate_episodes=1', 'task=gym/CartPole-v1,gym/Acrobot-v1')
     said = graft.main('-m', *lines(*short, 'environment.max_steps=5', 'Agent=DQN,Random', 'agent.epsilon=0'))

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import Checkpoint
@@ -56,8 +57,8 @@ def test_number_of_updates(graft, steps, seed_steps, learn_per_steps, updates_pe
     left = graft.run(f'train_steps={steps}', f'seed_steps={seed_steps}', f'learn_per_steps={learn_per_steps}', f'updates_per_learn={updates_per_learn}',
                      f'learn_steps_after={after}', f'num_envs={num_envs}', 'log_per_steps=1', 'evaluate_per_steps=0')
     expected = 0
-    if learn_per_steps and steps:
-        expected = max(0, steps - seed_steps) // learn_per_steps * updates_per_learn + after
+    if steps:
+        expected = (max(0, steps - seed_steps) // learn_per_steps * updates_per_learn if learn_per_steps else 0) + after
     assert left.updates() == expected == int(left.rows('eval')[-1]['update'])
     for row in left.rows('train')[:-1]:  # on the way: what the step before asked for, as the learner works while the simulator does
         due = [max(0, int(row['step']) - lag - seed_steps) // learn_per_steps * updates_per_learn if learn_per_steps else 0 for lag in (num_envs, 0)]
@@ -205,6 +206,17 @@ def test_more_steps_after_the_end_learn_as_many_steps_do(graft):
     left = graft.run('learn_steps_after=5', 'replay.save=true', 'train_steps=100', 'load=true')
     assert left.updates() == 10 + 5 + 10 + 5
     assert {row['step']: int(row['update']) for row in left.rows('train')}['80'] == 19  # the 20th comes with the next step
+
+
+def test_a_replay_that_was_to_be_kept_is_kept(graft):
+    """Also where the run goes on without the flag."""
+    left = graft.run('replay.save=true')
+    graft.run('train_steps=80', 'load=true')
+    assert (left.path / 'replay' / 'obs.bin').exists()
+    graft.run('train_steps=100', 'load=true', 'lr=1e-3')
+    assert (left.path / 'replay' / 'obs.bin').exists()
+    kept = yaml.safe_load((left.path / 'config.yaml').read_text())
+    assert kept['lr'] == 1e-3 and kept['train_steps'] == 100 and not kept['load'], 'the config is that of the last start'
 
 
 @pytest.mark.parametrize('before, now, updates', [(4, 2, 10 + 20), (2, 4, 20 + 10), (4, 0, 10), (0, 4, 0 + 10)])

@@ -694,9 +694,14 @@ def test_an_interrupted_set_up_is_finished_by_the_next(tmp_path):
     world.check(replay.sample(3), 1)
 
 
-@pytest.mark.parametrize('store, message', [('map', r'on the disk of .*replay.capacity.*replay.store=ram'), ('ram', r'in memory.*replay.store=map')])
-def test_what_cannot_fit_is_refused_before_anything_is_allocated(store, message, tmp_path):
-    path = tmp_path / 'replay' if store == 'map' else None
+@pytest.mark.parametrize('store, disk, memory, message', [
+    ('map', 1e9, 1e20, r'on the disk of .*lower replay.capacity, or set replay.store=ram$'), ('map', 1e9, 1e9, r'on the disk of .*lower replay.capacity$'),
+    ('ram', 1e20, 1e9, r'in memory.*lower replay.capacity, or set replay.store=map$'), ('ram', None, 1e9, r'in memory.*lower replay.capacity$'),
+    ('auto', 1e9, 1e9, r'in memory.*lower replay.capacity$')])
+def test_what_cannot_fit_is_refused_before_anything_is_allocated(store, disk, memory, message, tmp_path, monkeypatch):
+    """The advice names another place only where it would fit."""
+    monkeypatch.setattr(storage_module, 'free_bytes', lambda where: disk if isinstance(where, Path) else memory)
+    path = tmp_path / 'replay' if disk else None
     with pytest.raises(ValueError, match=message):
         Replay(ObsSpec((3, 84, 84), frame_stack=3), ActionSpec((6,)), num_envs=1, capacity=10 ** 12, seed=0, path=path, store=store)
     assert not list(tmp_path.iterdir())
