@@ -387,6 +387,14 @@ def test_offline_learns_from_what_is_stored_and_plays_only_to_evaluate(graft, mo
         assert [row['epoch'] for row in left.rows('train')] == ['1', '2']
 
 
+def test_an_offline_run_saves_when_there_is_something_new(graft, monkeypatch):
+    graft.run('replay.save=true')
+    saved, save = [], Checkpoint.save
+    monkeypatch.setattr(Checkpoint, 'save', lambda path, state: saved.append(state['agent']['update_count']) or save(path, state))
+    graft.run('offline=true', 'learn_per_steps=4', 'save_per_steps=1', 'train_steps=14', 'evaluate_per_steps=0')
+    assert saved == [0, 1, 2, 3, 3], 'at the start, after each update, and at the end'
+
+
 def test_an_offline_run_resumes(graft):
     graft.run('replay.save=true', 'num_envs=2')
     options = ('offline=true', 'num_envs=2', 'learn_per_steps=1', 'batch_size=7', 'save_per_steps=5', 'evaluate_per_steps=0')
