@@ -65,7 +65,7 @@ def run(values: dict[str, Any], overrides: str = '', sweep: bool = False) -> flo
 def composed(config: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     job = hydra_config.overrides.task if hydra_config.mode == RunMode.MULTIRUN else []
-    own = swept(sys.argv[1:]) | set(hydra_config.sweeper.get('params') or ())  # empty where a launcher began another process: then all are
+    own = swept(sys.argv[1:]) | set(hydra_config.sweeper.get('params') or ()) if job else set()  # empty where a launcher began another process: then all are
     own_job = [one.lstrip('+') for one in job if not own or key_of(one) in own]
     try:
         return run(plain_args(config, hydra_config.runtime.choices), ','.join(one for one in own_job if key_of(one) not in NAMED), sweep=bool(job))

@@ -58,7 +58,7 @@ def check(values: dict[str, Any]) -> None:
         values['evaluate_envs'] = max(n for n in range(1, 9) if values['evaluate_episodes'] % n == 0)
     if values['evaluate_episodes'] % values['evaluate_envs']:
         raise ConfigError(f'evaluate_episodes={values["evaluate_episodes"]} cannot be shared out evenly over evaluate_envs={values["evaluate_envs"]}')
-    if values['offline'] and values['learn_per_steps'] == 0 and values['train_steps']:
+    if values['offline'] and values['train_steps'] and not (values['learn_per_steps'] or values['learn_steps_after']):
         raise ConfigError('offline=true with learn_per_steps=0 would do nothing: an offline run neither plays nor, so, learns')
     if values['offline'] and values['replay']['load']:
         raise ConfigError('offline=true reads a stored replay where it lies, replay.load=true starts from a copy of one: choose one')
