@@ -24,7 +24,7 @@ from Benchmarking.Logger import Logger
 from Benchmarking.Plot import NothingToPlot, plot
 from Benchmarking.Video import write_video
 from Datasets.Replay import Replay
-from Datasets.RunReplay import RunReplay
+from Datasets.RunReplay import RunReplay, anew
 from Datasets.Suites import make
 from Environment import Environment, Episode
 from Evaluation import evaluate
@@ -112,8 +112,8 @@ class Session:
             self.load_weights(Checkpoint.weights_file(Path(args.load_path)))
         if args.offline and not self.only_evaluates:
             self.replay = self.open_replay(state)
-        elif not state:
-            self.run_replay.check_room(self.environment.obs_spec, self.environment.action_spec, self.agent.extras)
+        elif not self.only_evaluates:
+            self.run_replay.check(self.environment.obs_spec, self.environment.action_spec, self.agent.extras, state)
 
         self.folder.claim()
         resume_step = (1 << 62 if self.only_evaluates else state['step']) if state else None
@@ -297,7 +297,6 @@ class Session:
             raise NonFinite('weights', float('nan'), f' at step {self.step}; the last checkpoint is intact')
         kept = self.replay.checkpoints
         try:
-            self.replay.sync()
             Checkpoint.save(self.path, {
                 'step': self.step, 'learn_calls': self.learn_calls, 'learn_calls_owed': max(0, self.learn_calls_due() - self.learn_calls),
                 'episodes': self.episodes, 'score': self.score,
@@ -328,9 +327,7 @@ class Session:
         self.seed_steps, self.complete = state['seed_steps'], state['complete'] and self.finished
         if not self.finished:  # what was owed is still owed, also where learn_per_steps has changed; learn_steps_after come at the new end, again
             self.learn_calls = self.learn_calls_due() - state['learn_calls_owed']
-        # the stored rows are gone; or are those of a resumed run without them, which was killed before it was saved
-        self.replay_anew = not self.args.offline and (not self.replay.resumable or (
-            state['complete'] and bool((self.replay.cursor < np.array(state['replay']['cursor'])).any())))
+        self.replay_anew = not self.args.offline and anew(self.replay, state)
         self.agent_state = state['agent_state']
         if not self.args.offline:
             self.environment.load_state_dict(state['environment'])
@@ -345,7 +342,7 @@ class Session:
             if not self.finished:  # a trained agent must not learn from the first few rows alone
                 self.seed_steps, self.learn_calls = self.step + self.args.seed_steps, 0
         else:
-            self.replay.load_state_dict(state['replay'])
+            self.replay.load_state_dict(state['replay'], verify=False)
         self.logger.load_state_dict(state['logger'])
         for name, last in state['clocks'].items():
             self.clocks[name].last = last
@@ -395,10 +392,13 @@ class Session:
         self.complete = self.finished and not self.stopping
         if (self.complete or not self.last_row_waits) and self.clocks['log'].due(self.step, final=self.complete):
             self.logger.dump('train', **self.counters())
+        kept = self.args.replay.save or self.replay_kept
         if self.args.save:
             self.save()
+        elif kept and not self.args.offline:
+            self.replay.sync()
         self.plot()
-        if self.complete and not (self.args.offline or self.args.replay.save or self.replay_kept):
+        if self.complete and not (self.args.offline or kept):
             self.replay.discard()
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ ARTEFACTS = (
     'tensorboard/events.out.tfevents.*',
     'videos/*.mp4',
     'replay/layout.json',
+    'replay/checksums.json',
     'replay/*.bin',
     'replay/*.tmp',
     'replay/writer.lock',

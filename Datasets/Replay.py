@@ -5,7 +5,6 @@ its frame is there, the rest comes with the step. An episode's final observation
 Rewards, flags and ages are small and stay on the host, where all index arithmetic is done at once for a batch; frames, actions and extras lie in
 the store. A window of consecutive frames is one contiguous read (`torch.index_select` over overlapping rows, 8 bytes at a time).
 """
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from Datasets.Batch import Batch, Rollout, Sequence
+from Datasets.Checksums import Checksums
 from Datasets.Draw import Draw
 from Datasets.Gather import AGE, DEAD, ENDED, FIRST, LAST, TERMINATED, TRUNCATED, numpy_of
 from Datasets.Layout import EmptyReplay, Extra, Ring, columns_of, compare, describe, read_layout, ring_of
@@ -40,6 +40,7 @@ class Replay(Draw):
         reward_clip: each reward is clipped to ± this before it is summed; None: never.
         discount: γ of the n-step return.
         mode: 'write', or 'read': follow a folder that another process writes.
+        verify: whether rows that lie in the folder are compared with its checksums.
         buffers: a batch stays valid until this many further gathers of its shape.
 
     Raises:
@@ -48,7 +49,7 @@ class Replay(Draw):
     """
     def __init__(self, obs_spec: ObsSpec, action_spec: ActionSpec, *, num_envs: int, capacity: int, seed: int, path: str | Path | None = None,
                  store: Any = 'auto', slack: int = 0, window: int = 1, extras: Mapping[str, Any] | None = None, sampler: str = 'uniform',
-                 reward_clip: float | None = None, discount: float = 0.99, mode: str = 'write', buffers: int = 2):
+                 reward_clip: float | None = None, discount: float = 0.99, mode: str = 'write', verify: bool = True, buffers: int = 2):
         if sampler not in ('uniform', 'epoch'):
             raise ValueError(f'replay.sampler={sampler}: expected uniform or epoch')
         if mode not in ('write', 'read') or (mode == 'read' and path is None):
@@ -82,7 +83,10 @@ class Replay(Draw):
         self.pulled = self.cursor.copy()  # newest row that the store and the files share
         self.checkpoints: list[np.ndarray] = []  # cursors at the last two calls of state_dict: either may be gone back to
         self._moved()
+        self.checksums = None if self.path is None else Checksums(self.storage)
         if not self.storage.fresh:
+            if verify:
+                self.verify()
             self._adopt(np.asarray(self.storage.published).copy())
 
     @staticmethod
@@ -267,12 +271,15 @@ class Replay(Draw):
             self._publish()
 
     def sync(self) -> None:
-        """Makes the folder hold every row: call before a checkpoint is written. Nothing to do for store='map'."""
-        if self.path is not None and self.mode == 'write' and self.storage.store != 'map' and (self.cursor >= 0).all():
+        """Makes the folder hold every row and its checksum. Raises: OSError: the disk is full."""
+        if self.checksums is None or self.mode == 'read' or (self.cursor < 0).any():
+            return
+        if self.storage.store != 'map':
             start = np.maximum(np.minimum(self.pulled, self.cursor), np.maximum(self.ring.oldest(self.cursor), 0))
             self.storage.copy(self.storage.data, self.storage.files, start, self.cursor)
             self.storage.published[:] = self.cursor
             self.pulled = self.cursor.copy()
+        self.checksums.extend(self.cursor)
 
     @property
     def slack_left(self) -> int:
@@ -292,12 +299,13 @@ class Replay(Draw):
         return self.path is None or not self.storage.fresh
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is not in the folder, as tensors and plain python; without a folder the rows too. Call `sync()` first."""
+        """All that is not in the folder, as tensors and plain python; without a folder the rows too. Calls `sync`."""
+        self.sync()
         self.checkpoints = [*self.checkpoints[-1:], self.cursor.copy()]
         names = [name for name, column in self.storage.columns.items() if self.path is None or column.mutable]
         return {'layout': self.layout, 'cursor': self.cursor.tolist(), 'checkpoints': [cursor.tolist() for cursor in self.checkpoints],
                 'rng': self.rng.bit_generator.state, 'epochs': self.epochs,
-                'order': torch.from_numpy(self.order.copy()), 'fingerprint': self._fingerprint(),
+                'order': torch.from_numpy(self.order.copy()), 'checksums': self.checksums and self.checksums.state(),
                 'created': [path.name for path in self.storage.created],
                 'columns': {name: self._used(name).cpu().clone() for name in names if self.mode == 'write'}}
 
@@ -306,8 +314,29 @@ class Replay(Draw):
         column = self.storage.columns[name]
         return self.storage.lanes(self.storage.data[name], column)[:, :int(self.cursor.max(initial=-1)) + self.ring.pad + self.ring.window + 2]
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def verify(self, state: dict[str, Any] | None = None) -> None:
+        """Compares what lies in the folder with its checksums, or with those in the `state` of a checkpoint.
+
+        Raises:
+            ValueError: names the file that is corrupt; or the rows that the checkpoint needs are gone.
+        """
+        if self.checksums is None:
+            return
+        if state is None:
+            return self.checksums.verify_folder('restore the file, or choose another replay.path')
+        cursor, published = np.array(state['cursor'], np.int64), np.asarray(self.storage.published)
+        advice = f'restore it, or move {self.path} away and go on with a replay that fills anew'
+        if (published < cursor).any() or (self.ring.oldest(published) > self.ring.needed(cursor)).any():
+            raise ValueError(f'{self.path}/cursors.bin says that rows up to {published.tolist()} are there, the checkpoint ends at {cursor.tolist()}: it '
+                             f'is not of this checkpoint, or went on for more than its slack of {self.ring.slack} rows a lane; {advice}')
+        self.checksums.load(state['checksums'])
+        self.checksums.verify(cursor, advice)
+
+    def load_state_dict(self, state: dict[str, Any], verify: bool = True) -> None:
         """Continues exactly where `state_dict` was taken: rows written since are forgotten.
+
+        Args:
+            verify: whether the rows in the folder are compared with the checkpoint's checksums.
 
         Raises:
             ValueError: the folder, or this replay's settings, are not those of the checkpoint, or rows it needs are gone.
@@ -318,22 +347,17 @@ class Replay(Draw):
         self.checkpoints = [np.array(one, np.int64) for one in state['checkpoints']]
         if self.mode == 'read':  # the rows are its writer's
             return
-        cursor, ring = np.array(state['cursor'], np.int64), self.ring
-        if self.path is not None:
-            published = np.asarray(self.storage.published)
-            if (published < cursor).any() or (ring.oldest(published) > ring.needed(cursor)).any():
-                raise ValueError(f'{self.path} is not the folder of this checkpoint, or went on for more than its slack of {ring.slack} rows a lane: '
-                                 f'it holds rows up to {published.tolist()}, the checkpoint {cursor.tolist()}; load an older or newer checkpoint')
+        self.cursor = np.array(state['cursor'], np.int64)
+        if self.checksums is not None:
+            if verify:
+                self.verify(state)
+            self.checksums.load(state['checksums'])
+            self.checksums.write()  # before a row is written over
             self.pulled = np.full(self.num_envs, -1, np.int64)
-        self.cursor = cursor
-        if self.path is not None:
-            self._adopt(cursor)
+            self._adopt(self.cursor)
         self._moved()
         for name, value in state['columns'].items():
             self._used(name).copy_(value)
-        if self._fingerprint() != state['fingerprint']:
-            raise ValueError(f'{self.path or "checkpoint"}: the stored rows are not those of the checkpoint (a torn or foreign map); '
-                             'load an older checkpoint or start anew with overwrite=true')
         self.made_before(state)
 
     def made_before(self, state: dict[str, Any]) -> None:
@@ -341,23 +365,6 @@ class Replay(Draw):
         if self.path is not None:
             known = {path.name for path in self.storage.created}
             self.storage.created[:0] = [self.path if name == self.path.name else self.path / name for name in state['created'] if name not in known]
-
-    def _fingerprint(self) -> int:
-        """A checksum of all rewards and flags that can be drawn, and of some frames and actions."""
-        if (self.cursor < 0).any():
-            return 0
-        value = 0
-        closed = np.maximum(self.cursor, 0)
-        for lane in range(self.num_envs):
-            rows = np.arange(max(closed[lane] - self.ring.rows, 0), closed[lane])
-            at = self.ring.positions(np.array(lane), rows)
-            value = zlib.crc32(self.meta[at].tobytes(), value)
-            at = at[(self.meta[at] & LAST) == 0]  # nothing is written beside final observations: there lies what was left from earlier rows
-            value = zlib.crc32(self.reward[at].tobytes(), value)
-            some = self._on(np.append(at[:: max(1, len(at) * self.num_envs // 64)], self.open[lane]))
-            value = zlib.crc32(self.frames.index_select(0, some).cpu().numpy().tobytes(), value)
-            value = zlib.crc32(self.action.index_select(0, some[:-1]).cpu().numpy().tobytes(), value)
-        return value
 
     def flush(self) -> None:
         self.sync()

@@ -1,12 +1,15 @@
 """The replay of one run: where it lies, how large it is, and what it begins with."""
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from Datasets import Stored
-from Datasets.Layout import read_layout
+from Datasets.Layout import EmptyReplay, read_layout
 from Datasets.Replay import Replay
 from Datasets.Specs import ActionSpec, ObsSpec
 from Datasets.Storage import place
@@ -55,8 +58,16 @@ class RunReplay:
         """The folder of the replay, where there is to be one."""
         return self.path if self.args.save or self.args.replay.save or self.args.replay.load or self.args.replay.path else None
 
-    def check_room(self, obs_spec: ObsSpec, action_spec: ActionSpec, extras: Mapping[str, Any]) -> None:
-        """Refuses a replay that cannot fit, and one to start from that others wrote. Raises: ValueError."""
+    def check(self, obs_spec: ObsSpec, action_spec: ActionSpec, extras: Mapping[str, Any], state: dict[str, Any] | None) -> None:
+        """Refuses a replay that cannot fit, and a stored one that is corrupt or another task's. Raises: ValueError."""
+        if state:
+            if Stored.exists(self.path):
+                with contextlib.suppress(EmptyReplay):
+                    reader = self.reader(self.path, obs_spec, action_spec, verify=False)
+                    if not anew(reader, state):
+                        reader.verify(state['replay'])
+                    reader.close()
+            return
         needed = Replay.bytes_needed(obs_spec, action_spec, num_envs=self.args.num_envs, **self.sizes(None), extras=extras)
         place(self.store, self.on_disk(), needed, stored_bytes(self.path))
         if self.source:
@@ -67,12 +78,13 @@ class RunReplay:
         args = self.args
         return {'num_envs': args.num_envs, 'discount': args.discount, 'reward_clip': args.reward_clip, 'seed': derive_seed(args.seed, 'replay')}
 
-    def reader(self, path: Path, obs_spec: ObsSpec, action_spec: ActionSpec) -> Replay:
-        return Replay(obs_spec, action_spec, **self.shared(), capacity=self.args.replay.capacity, path=path, mode='read',
+    def reader(self, path: Path, obs_spec: ObsSpec, action_spec: ActionSpec, verify: bool = True) -> Replay:
+        return Replay(obs_spec, action_spec, **self.shared(), capacity=self.args.replay.capacity, path=path, mode='read', verify=verify,
                       sampler=self.args.replay.sampler or 'epoch')
 
     def open(self, obs_spec: ObsSpec, action_spec: ActionSpec, extras: Mapping[str, Any], state: dict[str, Any] | None, say: Callable[[str], None]) -> Replay:
-        """The replay in its folder: new, resumed, begun with what an earlier run stored, or another process's to read.
+        """The replay in its folder: new, resumed, begun with what an earlier run stored, or another process's to read. What lies there was
+        checked before.
 
         Args:
             state: of the checkpoint that is resumed.
@@ -83,13 +95,18 @@ class RunReplay:
         if state and not Stored.exists(path):
             say(f'no replay in {path} (after the end it is kept only with replay.save=true): it fills anew, so this is not an exact resume')
         replay = Replay(obs_spec, action_spec, **self.shared(), **self.sizes(state), path=self.on_disk(), extras=extras, store=self.store,
-                        sampler=args.replay.sampler or 'uniform')
+                        sampler=args.replay.sampler or 'uniform', verify=False)
         say(f'replay: {replay.bytes / 1e9:.3g} GB for {replay.capacity} rows, {replay.store}')
         if self.source and self.source != path:
-            source = self.reader(self.source, obs_spec, action_spec)
+            source = self.reader(self.source, obs_spec, action_spec, verify=False)
             say(f'replay: {Stored.copy(source, replay)} transitions from {self.source}')
             source.close()
         return replay
+
+
+def anew(replay: Replay, state: dict[str, Any]) -> bool:
+    """Whether a resumed run's rows are gone: the folder is new, or is that of a resumed run without them, which was killed before it was saved."""
+    return not replay.resumable or (state['complete'] and bool((replay.cursor < np.array(state['replay']['cursor'])).any()))
 
 
 def capacity(args: Args, stored: int = 0) -> int:

@@ -446,7 +446,17 @@ REPLAYS = {
     'truncated': (lambda path: (path / 'obs.bin').write_bytes(b'x'), 'obs.bin is 1 bytes, expected'),
     'missing': (lambda path: (path / 'reward.bin').unlink(), 'reward.bin is missing'),
     'foreign': (lambda path: edit(path / 'layout.json', '"num_actions": 2', '"num_actions": 9'), 'num_actions'),
+    'a frame': (lambda path: flip(path / 'obs.bin', 16 * 20), 'obs.bin is corrupt: rows'),
+    'an action': (lambda path: flip(path / 'action.bin', 8 * 20), 'action.bin is corrupt: rows'),
+    'a cursor': (lambda path: flip(path / 'cursors.bin', 0, 128), 'cursors.bin is corrupt'),
+    'a sum': (lambda path: flip(path / 'checksums.json', 200), 'checksums.json is corrupt'),
 }
+
+
+def flip(file, at, by=1):
+    content = bytearray(file.read_bytes())
+    content[at] ^= by
+    file.write_bytes(content)
 
 
 @pytest.mark.parametrize('use', ['offline=true', 'replay.load=true'])
@@ -469,6 +479,18 @@ def test_a_damaged_replay_of_the_run_itself_is_named(graft):
     before = graft.files()
     assert_one_line(graft.main(*lines('load=true')), 'replay/obs.bin is 1 bytes')
     assert graft.files() == before
+
+
+def test_a_flipped_bit_in_the_runs_own_replay_is_named_and_the_run_can_go_on_without_it(graft):
+    stop_at(graft.session('save_per_steps=20'), 45)
+    stored = graft.left().path / 'replay'
+    flip(stored / 'obs.bin', 16 * 20)
+    before = {file: file.read_bytes() for file in graft.left().path.rglob('*') if file.is_file()}
+    assert_one_line(graft.main(*lines('load=true')), 'replay/obs.bin is corrupt: rows', f'move {stored} away')
+    assert {file: file.read_bytes() for file in graft.left().path.rglob('*') if file.is_file()} == before
+    stored.rename('away')
+    said = graft.main(*lines('load=true'))
+    assert said.code == 0 and 'it fills anew, so this is not an exact resume' in said.out and graft.left().state()['step'] == 60
 
 
 # --- the machine

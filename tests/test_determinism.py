@@ -43,7 +43,7 @@ def test_what_ran_before_in_the_process_makes_no_difference(tmp_path):
 def training(run: dict) -> dict:
     """What training made: all of the agent, the environment and the replay."""
     state = checkpoint(run)
-    stored = {key: state['replay'][key] for key in ('cursor', 'rng', 'epochs', 'order', 'fingerprint')}  # not the room that was made for it
+    stored = {key: state['replay'][key] for key in ('cursor', 'rng', 'epochs', 'order')}  # not the room that was made for it
     state['agent']['generators'].pop('evaluating')
     return {key: state[key] for key in ('step', 'learn_calls', 'episodes', 'agent', 'agent_state', 'environment', 'torch')} | {
         'replay': stored, 'rows': replay(run)}

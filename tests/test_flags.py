@@ -305,6 +305,11 @@ def test_what_a_run_kept_stays_when_it_is_looked_at_again(graft):
     assert (left.path / 'replay/layout.json').exists()
 
 
+def test_a_replay_in_memory_is_kept_without_checkpoints_too(graft):
+    left = graft.run('replay.save=true', 'replay.store=ram', 'save=false')
+    assert graft.run('offline=true', f'replay.path={left.path}/replay', 'seed=2').updates() == 15
+
+
 def test_replay_path_is_where_the_replay_lies(graft):
     left = graft.run('replay.save=true', 'replay.path=elsewhere/replay')
     assert (graft.home / 'elsewhere/replay/layout.json').exists() and not (left.path / 'replay').exists()
