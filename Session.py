@@ -19,9 +19,10 @@ from torch import Tensor
 
 import Checkpoint
 from Agents.Agent import Agent
+from Benchmarking.Curves import NothingToPlot
 from Benchmarking.Folder import Folder, holds_run, run_folder, safe
 from Benchmarking.Logger import Logger
-from Benchmarking.Plot import NothingToPlot, plot
+from Benchmarking.Plot import plot
 from Benchmarking.Video import write_video
 from Datasets.Replay import Replay
 from Datasets.RunReplay import RunReplay, anew

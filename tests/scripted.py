@@ -1,6 +1,7 @@
 """Environments whose every frame, reward and end follows from a seed and the actions by rules one can check by hand."""
 import os
 import signal
+import time
 
 import gymnasium
 import numpy as np
@@ -83,13 +84,13 @@ class StatefulSuite(ScriptedSuite):
 
 
 class ScriptedEnv(gymnasium.Env):
-    """A Gymnasium environment that shows (its seed, the time) and ends, raises or is killed when told to."""
+    """A Gymnasium environment that shows (its seed, the time) and ends, raises, hangs or is killed when told to."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
     action_space = gymnasium.spaces.Discrete(3)
 
-    def __init__(self, length=5, fails_at=-1, kill=False, only_seed=None, observation=None, action=None, render_mode=None):
-        self.length, self.fails_at, self.kill, self.only_seed = length, fails_at, kill, only_seed
+    def __init__(self, length=5, fails_at=-1, kill=False, hang=False, only_seed=None, observation=None, action=None, render_mode=None):
+        self.length, self.fails_at, self.kill, self.hang, self.only_seed = length, fails_at, kill, hang, only_seed
         self.observation_space = observation or self.observation_space
         self.action_space = action or self.action_space
 
@@ -103,6 +104,9 @@ class ScriptedEnv(gymnasium.Env):
 
     def step(self, action):
         if self.time == self.fails_at and self.only_seed in (None, self.seed):
+            if self.hang:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+                time.sleep(600)
             if self.kill:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise FloatingPointError('a joint broke')

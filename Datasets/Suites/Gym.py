@@ -71,7 +71,7 @@ class Gym(Suite):
             self.env.close()
             raise
         obs_spec = ObsSpec(shape, torch.uint8 if len(shape) == 3 else torch.float32, low, high, frame_stack, stack_pad)
-        self.no_life_lost, self.closed, self.failed = np.zeros(num_envs, bool), False, False
+        self.no_life_lost, self.closed, self.failed, self.waiting = np.zeros(num_envs, bool), False, False, False
         super().__init__(name='gym', task=task, num_envs=num_envs, obs_spec=obs_spec, action_spec=action_spec, action_repeat=action_repeat)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -82,12 +82,13 @@ class Gym(Suite):
         return self.observation(obs)
 
     def send(self, actions: np.ndarray) -> None:
-        self.sent = self.action(actions)
+        self.sent, self.waiting = self.action(actions), True
         if isinstance(self.env, AsyncVectorEnv):
             self.env.step_async(self.sent)
 
     def recv(self) -> Transition:
         obs, reward, terminated, truncated, _ = self.env.step_wait() if isinstance(self.env, AsyncVectorEnv) else self.env.step(self.sent)
+        self.waiting = False
         return Transition(self.observation(obs), reward.astype(np.float32), terminated, truncated, self.no_life_lost)
 
     def render_episode(self, seed: int, actions: Sequence[Any], before: Sequence[Any] = ()) -> Iterator[np.ndarray]:
@@ -137,9 +138,10 @@ class Gym(Suite):
             return
         self.closed = True
         if isinstance(self.env, AsyncVectorEnv):
-            for process in self.env.processes if self.failed else ():
+            abandoned = self.failed or self.waiting
+            for process in self.env.processes if abandoned else ():
                 process.kill()  # one that hangs in its simulator, or does not listen to SIGTERM
-            self.env.close(terminate=self.failed)
+            self.env.close(terminate=abandoned)
         else:
             self.env.close()
 

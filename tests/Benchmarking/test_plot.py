@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from Benchmarking import Plot
-from Benchmarking.Plot import Curve, NothingToPlot, human_normalised, load, main, plot, summarise
+from Benchmarking.Curves import HUMAN, Curve, NothingToPlot, human_normalised, load, summarise
+from Benchmarking.Plot import main, plot
 
 STEPS = (0, 1000, 2000, 3000, 4000)
 
@@ -84,7 +84,7 @@ def test_games_without_a_human_score_have_no_normalised_one():
 
 
 def test_the_table_is_that_of_the_26_games():
-    assert len(Plot.HUMAN) == 26
+    assert len(HUMAN) == 26
     assert human_normalised('Alien', 1000.0) == pytest.approx((1000 - 227.8) / (7127.7 - 227.8))
 
 
@@ -312,9 +312,16 @@ def test_the_command_line(root, capsys):
     assert 'C' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('wrong, right', [('root=here', '--root here'), ('tasks=pong', '--tasks pong')])
+def test_a_flag_written_as_in_a_run_is_refused(root, capsys, wrong, right):
+    with pytest.raises(SystemExit):
+        main([wrong, '--root', str(root)])
+    assert f'{wrong}: write {right}' in capsys.readouterr().err
+
+
 def test_the_module_runs_without_a_display(root):
     environment = {name: value for name, value in os.environ.items() if name not in ('DISPLAY', 'MPLBACKEND', 'WAYLAND_DISPLAY')}
     command = [sys.executable, '-m', 'Benchmarking.Plot', 'B', '--root', str(root)]
-    done = subprocess.run(command, env=environment, cwd=Path(Plot.__file__).parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (root / 'B' / 'Plots' / 'tasks.png').exists()

@@ -182,6 +182,18 @@ def test_a_dead_environment_is_told_by_lane_seed_and_action_at_once(vectorizatio
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.filterwarnings('ignore:.*Calling .close. while')
+def test_a_lane_that_hangs_does_not_keep_the_run_from_ending():
+    """A step that nobody waits for any more, as after Ctrl-C; the simulator listens to nothing."""
+    environment = build('tests.scripted:Scripted-v0', 2, vectorization='async', kwargs={'fails_at': 1, 'hang': True, 'only_seed': episode_seed(0, 1, 0)})
+    processes = environment.suite.env.processes
+    environment.advance(np.zeros(2, np.int64))
+    environment.send(torch.zeros(2, dtype=torch.int64))
+    start = time.monotonic()
+    environment.close()
+    assert time.monotonic() - start < 5 and not any(process.is_alive() for process in processes)
+
+
 @pytest.mark.render
 def test_a_video_shows_the_episode():
     environment = build('HalfCheetah-v5', 1, max_steps=8)
