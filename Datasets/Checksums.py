@@ -26,6 +26,7 @@ class Part:
 
     Attributes:
         start, stop: (N,) int64, items of each lane that are summed; start lies at the beginning of a block.
+        intact: (N,) int64, items before that were written over, by rows that a resumed run has forgotten since.
         sums: (N, blocks) int64, that of block k at k % blocks."""
 
     def __init__(self, storage: Storage, column: Column):
@@ -33,7 +34,7 @@ class Part:
         self.storage, self.column = storage, column
         self.length, self.offset = (ring.length, ring.pad) if column.every == 1 else (column.rows, 0)
         self.block = max(min(ring.slack // column.every // 2, self.length // 64), self.length // 256, 1)
-        self.start, self.stop = np.zeros((2, ring.num_envs), np.int64)
+        self.start, self.stop, self.intact = np.zeros((3, ring.num_envs), np.int64)
         self.sums = np.zeros((ring.num_envs, self.length // self.block + 2), np.int64)
 
     def count(self, cursor: np.ndarray) -> np.ndarray:
@@ -45,8 +46,8 @@ class Part:
     def oldest(self, cursor: np.ndarray) -> np.ndarray:
         """(N,) int64, the oldest item of each lane that is certainly still there when `cursor` was published."""
         if self.column.every == 1:
-            return np.maximum(self.storage.ring.oldest(cursor), 0)
-        return np.maximum(self._transitions(cursor) // self.column.every + 1 - self.length, 0)
+            return np.maximum(self.storage.ring.oldest(cursor), self.intact)
+        return np.maximum(self._transitions(cursor) // self.column.every + 1 - self.length, self.intact)
 
     def _transitions(self, cursor: np.ndarray) -> np.ndarray:
         positions = self.storage.ring.positions(np.arange(len(cursor)), np.maximum(cursor, 0))
@@ -133,11 +134,18 @@ class Checksums:
         return {name: [self.parts[name].crc(lane, max(int(first[lane]), 0), int(stop[lane])) for lane in range(len(cursor))]
                 for name, (first, stop) in rows.items()}
 
+    def rewind(self, state: dict[str, Any]) -> None:
+        """Goes back to the sums of a checkpoint, before its rows are written again. Raises: OSError: the disk is full."""
+        self.load(state)
+        for part in self.parts.values():
+            part.intact = part.oldest(self.storage.published)
+        self.write()
+
     def write(self) -> None:
         """Raises: OSError: the disk is full."""
         if not self.file.exists():
             self.storage.created.append(self.file)
-        body = json.dumps(self.state())
+        body = json.dumps(self.state() | {'intact': {name: part.intact.tolist() for name, part in self.parts.items()}})
         temporary = self.file.with_suffix('.tmp')
         temporary.write_text(f'{zlib.crc32(body.encode())}\n{body}\n')
         os.replace(temporary, self.file)
@@ -145,20 +153,36 @@ class Checksums:
     def read(self) -> bool:
         """Takes over the sums of the folder; -> whether there are any. Raises: ValueError: they are corrupt."""
         try:
-            sum_of_it, body = self.file.read_text().splitlines()
-            if int(sum_of_it) != zlib.crc32(body.encode()):
-                raise ValueError('its own checksum differs')
-            self.load(json.loads(body))
+            found = self._found()
+            self._take(found)
+            for name, part in self.parts.items():
+                part.intact = np.array(found['intact'][name], np.int64)
         except FileNotFoundError:
             return False
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{self.file} is corrupt ({type(error).__name__}: {error}): restore it, or choose another replay.path') from None
         return True
 
+    def _found(self) -> dict[str, Any]:
+        sum_of_it, body = self.file.read_text().splitlines()
+        if int(sum_of_it) != zlib.crc32(body.encode()):
+            raise ValueError('its own checksum differs')
+        return json.loads(body)
+
     def state(self) -> dict[str, Any]:
         return {'cursor': self.cursor.tolist(), 'tails': self.tails, 'columns': {name: part.state() for name, part in self.parts.items()}}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Takes the sums of a checkpoint; what was written over since is known to the folder alone."""
+        try:
+            self.read()
+        except ValueError:  # not known, then: what the checkpoint needs is certainly there
+            needed = self.storage.ring.needed(np.array(state['cursor'], np.int64))
+            for part in self.parts.values():
+                part.intact = needed if part.column.every == 1 else part.count(np.array(state['cursor'], np.int64))
+        self._take(state)
+
+    def _take(self, state: dict[str, Any]) -> None:
         for name, part in self.parts.items():
             part.load(state['columns'][name])
         self.cursor, self.tails = np.array(state['cursor'], np.int64), state['tails']

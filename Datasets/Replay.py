@@ -351,8 +351,7 @@ class Replay(Draw):
         if self.checksums is not None:
             if verify:
                 self.verify(state)
-            self.checksums.load(state['checksums'])
-            self.checksums.write()  # before a row is written over
+            self.checksums.rewind(state['checksums'])
             self.pulled = np.full(self.num_envs, -1, np.int64)
             self._adopt(self.cursor)
         self._moved()
