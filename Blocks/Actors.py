@@ -1,4 +1,4 @@
-"""Actor: representation → distribution over continuous actions in (−1, 1)."""
+"""Actor: representation → distribution over actions."""
 from __future__ import annotations
 
 import math
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from Blocks.Block import Block
@@ -35,6 +36,69 @@ class TruncatedNormal:
         """Log density of the untruncated Gaussian, summed over action dimensions: (…, B)."""
         stddev = torch.as_tensor(self.stddev, dtype=self.mean.dtype, device=self.mean.device)
         return (-0.5 * ((action - self.mean) / stddev) ** 2 - stddev.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+class TanhNormal:
+    """A Gaussian squashed by tanh into (−1, 1) (SAC, 1801.01290 appendix C). mean, log_std: (B, A), before the squash."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        self.mean, self.log_std = mean, log_std
+
+    @property
+    def best(self) -> Tensor:
+        """(B, A): the squashed mean."""
+        return torch.tanh(self.mean)
+
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """noise: standard normal (B, A) → action (B, A), and the log of its density (B,), with the gradient of both."""
+        before = self.mean + noise * self.log_std.exp()
+        # log(1 − tanh²x) = 2 (log 2 − x − softplus(−2x)), exact where 1 − tanh²x rounds to 0
+        squash = 2 * (math.log(2) - before - F.softplus(-2 * before))
+        return torch.tanh(before), (-0.5 * noise.square() - self.log_std - squash).sum(-1) - 0.5 * math.log(2 * math.pi) * noise.shape[-1]
+
+
+class Categorical:
+    """A choice among K actions. logits: (B, K)."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.log_probs = torch.log_softmax(logits, -1)
+
+    @property
+    def probs(self) -> Tensor:
+        return self.log_probs.exp()
+
+    @property
+    def best(self) -> Tensor:
+        """(B,) int64: the likeliest."""
+        return self.log_probs.argmax(-1)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """(B,) int64."""
+        return torch.multinomial(self.probs.cpu(), 1, generator=generator).squeeze(-1).to(self.log_probs.device)
+
+
+class StochasticActor(Block):
+    """Trunk and policy head of a policy with an entropy of its own: a TanhNormal over continuous actions, a Categorical over discrete ones.
+
+    Args:
+        log_std: smallest and largest log standard deviation; a tanh maps the head's output between them."""
+
+    def __init__(self, repr_shape: tuple[int, ...], action_spec: ActionSpec, recipe: Mapping[str, Any], *, trunk: str = 'Null', pi_head: str = 'MLP',
+                 trunk_dim: int = 50, log_std: tuple[float, float] = (-10.0, 2.0), **given: Any) -> None:
+        super().__init__()
+        self.discrete, self.log_std = action_spec.discrete, log_std
+        self.trunk = build(recipe.get('trunk'), trunk, 'recipes.actor.trunk', input_shape=repr_shape, output_dim=trunk_dim, **given)
+        self.pi_head = build(recipe.get('pi_head'), pi_head, 'recipes.actor.pi_head', input_shape=tuple(self.trunk.output_shape),
+                             output_dim=action_spec.num_actions or 2 * action_spec.size, **given)
+
+    def forward(self, representation: Tensor) -> Any:
+        """representation: (B, *repr_shape) → TanhNormal or Categorical, float32."""
+        out = self.pi_head(self.trunk(representation)).float()
+        if self.discrete:
+            return Categorical(out)
+        mean, raw = out.chunk(2, -1)
+        low, high = self.log_std
+        return TanhNormal(mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1))
 
 
 class Actor(Block):

@@ -40,6 +40,36 @@ class RandomShift(Null):
         return x.reshape(b, c, h * w).gather(2, pixels.expand(b, c, h * w)).view(b, c, h, w)
 
 
+class RandomCrop(Null):
+    """A window of `size`² pixels, drawn anew for every image when learning, the middle one when acting (CURL, 2004.04136; RAD, 2004.14990).
+
+    All channels of a sample share it. An image of that size passes as it is. Every position is as likely, the last one included: CURL's own code
+    never draws it."""
+
+    def __init__(self, input_shape: tuple[int, ...], size: int = 84) -> None:
+        super().__init__(input_shape)
+        if len(input_shape) != 3 or min(input_shape[1:]) < size:
+            raise ValueError(f'Aug=RandomCrop size={size}: expected images (C, H, W) of at least that size, not {tuple(input_shape)}')
+        self.size = size
+        self.output_shape = (input_shape[0], size, size)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """x: (B, C, H, W) → (B, C, size, size), any dtype."""
+        b, c, h, w = x.shape
+        rooms = torch.tensor([h - self.size + 1, w - self.size + 1])
+        if rooms.max() == 1:
+            return x
+        device = generator.device if generator else None
+        top, left = (torch.randint(0, int(room), (b, 1, 1), generator=generator, device=device).to(x.device) for room in rooms)
+        span = torch.arange(self.size, device=x.device)
+        pixels = ((top + span[:, None]) * w + left + span).view(b, 1, self.size ** 2)
+        return x.reshape(b, c, h * w).gather(2, pixels.expand(b, c, -1)).view(b, c, self.size, self.size)
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        top, left = ((length - self.size) // 2 for length in x.shape[-2:])
+        return x[..., top:top + self.size, left:left + self.size]
+
+
 class Intensity(Null):
     """Multiplies each stacked image by 1 + scale · clip(N(0, 1), −2, 2) (SPR, 2007.05929 §A): float output, 0–255 nominal, not clamped."""
 

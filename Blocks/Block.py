@@ -15,7 +15,8 @@ class Block(nn.Module):
     optim: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
 
-    def equip(self, recipe: Mapping[str, Any], where: str, *, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, lr_decay_steps: int = 0) -> Self:
+    def equip(self, recipe: Mapping[str, Any], where: str, *, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, lr_decay_steps: int = 0,
+              betas: tuple[float, float] = (0.9, 0.999)) -> Self:
         """Gives the block its optimiser (AdamW, fused where torch can) and schedule (cosine over `lr_decay_steps` updates, if any).
 
         Args:
@@ -26,7 +27,8 @@ class Block(nn.Module):
             parameters = [nn.Parameter(torch.zeros(()))]
         optim = dict(recipe.get('optim') or {})
         fused = {} if optim.get('_target_') else {'fused': True}
-        self.optim = build(optim, 'AdamW', f'{where}.optim', params=parameters, lr=lr, weight_decay=weight_decay, eps=eps, **fused)
+        self.optim = build(optim, 'AdamW', f'{where}.optim', params=parameters, lr=lr, weight_decay=weight_decay, eps=eps,
+                           betas=betas, **fused)
         chosen = recipe.get('scheduler') or {}
         if chosen.get('_target_'):
             self.scheduler = build(chosen, '', f'{where}.scheduler', optimizer=self.optim)
@@ -50,6 +52,17 @@ class Block(nn.Module):
         if scheduler is not None:
             self.scheduler = scheduler
         return twin
+
+
+def init_delta_orthogonal(module: nn.Module) -> None:
+    """As `init_orthogonal`, but only the middle tap of a convolution is drawn and the others are 0 (1806.05393; SAC-AE's and CURL's initialisation)."""
+    init_orthogonal(module)
+    if isinstance(module, nn.Conv2d) and min(module.kernel_size) % 2 and module.out_channels >= module.in_channels // module.groups:
+        middle = [size // 2 for size in module.kernel_size]
+        tap = nn.init.orthogonal_(torch.empty(module.weight.shape[:2]), nn.init.calculate_gain('relu'))
+        with torch.no_grad():
+            module.weight.zero_()
+            module.weight[:, :, middle[0], middle[1]] = tap
 
 
 def init_orthogonal(module: nn.Module) -> None:

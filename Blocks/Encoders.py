@@ -8,23 +8,44 @@ import torch
 from torch import Tensor
 
 from Blocks.Block import Block
+from Blocks.Normalisers import ObservationNormaliser
 from Datasets.Specs import ObsSpec
 from Utils import build
+
+
+KINDS: dict[str, dict[str, str]] = {  # what `encoder=` means: default names of the parts
+    'identity': {'eyes': 'Null'},
+    'nature': {'eyes': 'NatureCNN'},
+    'pixel': {'eyes': 'CNN', 'projection': 'LinearNorm'},  # SAC-AE (1910.01741) and CURL
+    'mlp': {'eyes': 'MLP', 'projection': 'LinearNorm'},
+    'ofe': {'eyes': 'DenseMLP', 'projection': 'SquareNorm'}}  # densely connected, after OFENet (2003.01629)
+
+
+def encoder_kind(name: str, obs_spec: ObsSpec, *, images: str, vectors: str) -> dict[str, str]:
+    """The parts that `encoder=name` stands for. images, vectors: what 'auto' is. Raises: ValueError."""
+    kind = (images if obs_spec.is_image else vectors) if name == 'auto' else name
+    fitting = ('nature', 'pixel') if obs_spec.is_image else ('identity', 'mlp', 'ofe')
+    if kind not in fitting:
+        raise ValueError(f'encoder={name}: expected auto or one of {", ".join(fitting)}; this task shows {"images" if obs_spec.is_image else "vectors"}')
+    return KINDS[kind]
 
 
 class Encoder(Block):
     """Turns observations into the vector that heads read.
 
     Args:
-        eyes, pool: default names of the parts; the recipe's own win.
+        eyes, pool, projection: default names of the parts; the recipe's own win.
+        projection_dim: width of a projection that does not know its own.
         centre: subtract 0.5 from images scaled to 0–1 (DrQ-v2).
+        normalise: vectors by the running moments of what `observe` was shown.
+        hidden_dim, depth: of eyes that are fully connected.
         given: more arguments offered to the eyes (layer_norm, …).
 
     Attributes:
         feature_shape: of the eyes' output. repr_shape: of the representation."""
 
-    def __init__(self, obs_spec: ObsSpec, recipe: Mapping[str, Any], *, eyes: str, pool: str = 'Flatten', centre: bool = False,
-                 input_shape: tuple[int, ...] | None = None, **given: Any) -> None:
+    def __init__(self, obs_spec: ObsSpec, recipe: Mapping[str, Any], *, eyes: str, pool: str = 'Flatten', projection: str = 'Null',
+                 projection_dim: int = 50, centre: bool = False, normalise: bool = False, input_shape: tuple[int, ...] | None = None, **given: Any) -> None:
         super().__init__()
         self.is_image, self.centre = obs_spec.is_image, centre
         shape = input_shape or obs_spec.stacked_shape
@@ -33,14 +54,17 @@ class Encoder(Block):
             raise ValueError(f'recipes.encoder.eyes={type(self.eyes).__name__}: a part must tell its output_shape, (C, H, W) or (D,), as an attribute')
         self.feature_shape = tuple(self.eyes.output_shape)
         self.pool = build(recipe.get('pool'), pool, 'recipes.encoder.pool', input_shape=self.feature_shape)
-        self.repr_shape = tuple(self.pool.output_shape)
+        self.projection = build(recipe.get('projection'), projection, 'recipes.encoder.projection', input_shape=tuple(self.pool.output_shape),
+                                output_dim=projection_dim)
+        self.repr_shape = tuple(self.projection.output_shape)
+        self.normaliser = ObservationNormaliser(shape) if normalise and not self.is_image else None
         if self.is_image:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.3 × on CPU in fp32, more with bf16
 
     def prepare(self, obs: Tensor) -> Tensor:
         """obs: (B, C, H, W) uint8 or float 0–255, or (B, D) float32 → what the eyes read. An encoder and its copies may share it."""
         if not self.is_image:
-            return obs.float()
+            return obs.float() if self.normaliser is None else self.normaliser(obs)
         # bytes are transposed, not floats; in bf16 every byte value is exact
         dtype = torch.bfloat16 if torch.is_autocast_enabled(obs.device.type) else torch.float32
         x = channels_last(obs).to(dtype)
@@ -49,11 +73,20 @@ class Encoder(Block):
 
     def represent(self, prepared: Tensor) -> Tensor:
         """→ representation (B, *repr_shape) of what `prepare` made."""
-        return self.pool(self.eyes(prepared))
+        return self.projection(self.pool(self.eyes(prepared)))
 
     def features(self, obs: Tensor) -> Tensor:
         """→ the eyes' output (B, *feature_shape)."""
         return self.eyes(self.prepare(obs))
+
+    def project(self, features: Tensor) -> Tensor:
+        """→ representation (B, *repr_shape) of what the eyes saw."""
+        return self.projection(self.pool(features))
+
+    def observe(self, obs: Tensor) -> None:
+        """Takes (N, *stacked shape) observations of the task into the running moments, if there are any."""
+        if self.normaliser is not None:
+            self.normaliser.update(obs)
 
     def forward(self, obs: Tensor) -> Tensor:
         """→ representation (B, *repr_shape)."""

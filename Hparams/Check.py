@@ -23,11 +23,12 @@ PARTS = ('Aug', 'Eyes', 'pool', 'Pi_trunk', 'Q_trunk', 'Pi_head', 'Q_head', 'Opt
 TEXTS = ('root', 'replay.path', 'load_path', 'plotting.reference')  # paths; the name of one may be a number
 PATTERNS = ('plotting.plot_experiments', 'plotting.plot_agents', 'plotting.plot_suites', 'plotting.plot_tasks')
 CHOICES: dict[str, tuple[Any, ...]] = {'precision': ('fp32', 'bf16'), 'replay.store': ('auto', 'map', 'ram', 'device'),
-                                       'replay.sampler': (None, 'uniform', 'epoch')}
+                                       'replay.sampler': (None, 'uniform', 'epoch'), 'obs': (None, 'pixels', 'state'),
+                                       'encoder': ('auto', 'pixel', 'nature', 'mlp', 'ofe', 'identity')}
 FRACTIONS = ('lr', 'weight_decay', 'reward_clip', 'grad_clip', 'replay.wait')  # numbers whose default is whole or null
 COUNTS = ('frame_stack', 'action_repeat', 'evaluate_envs', 'plotting.steps')  # whole numbers whose default is null
 ONE_OR_MORE = ('num_envs', 'batch_size', 'nstep', 'updates_per_learn', 'replay.capacity', 'evaluate_episodes', 'evaluate_envs', 'frame_stack',
-               'action_repeat', 'hidden_dim', 'trunk_dim', 'video.fps')
+               'action_repeat', 'hidden_dim', 'trunk_dim', 'encoder_hidden_dim', 'encoder_layers', 'video.fps')
 ZERO_OR_MORE = ('train_steps', 'seed_steps', 'explore_steps', 'learn_per_steps', 'learn_steps_after', 'evaluate_per_steps', 'log_per_steps',
                 'plot_per_steps', 'save_per_steps', 'load_per_steps', 'lr', 'weight_decay', 'lr_decay_steps', 'seed', 'replay.wait')
 ABOVE_ZERO = ('reward_clip', 'grad_clip', 'adam_eps')
@@ -53,6 +54,7 @@ def check(values: dict[str, Any]) -> None:
             assign(values, key, typed(key, value, defaults()[key]))
     check_ranges(flatten(values))
     check_identity(values)
+    check_obs(values)
     check_patterns(flatten(values))
     if values['evaluate_envs'] is None:
         values['evaluate_envs'] = max(n for n in range(1, 9) if values['evaluate_episodes'] % n == 0)
@@ -165,6 +167,13 @@ def check_identity(values: Mapping[str, Any]) -> None:
         raise ConfigError(f'task_name={task}: choose it as task={suite}/{canonical[1]}')
     if not re.search('[A-Za-z0-9]', values['experiment']) or values['experiment'].startswith('.'):
         raise ConfigError(f'experiment={values["experiment"]}: expected a name for a folder, with a letter or a digit, not beginning with a dot')
+
+
+def check_obs(values: Mapping[str, Any]) -> None:
+    """Whether the suite has both kinds of observations, where another than its own is asked for."""
+    tree: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / 'task' / f'{values["suite"]}.yaml'))
+    if values['obs'] != tree['obs'] and 'obs' not in tree['environment']:
+        raise ConfigError(f'obs={values["obs"]}: task={values["suite"]}/… has no other than obs={tree["obs"]}')
 
 
 def check_patterns(flat: Mapping[str, Any]) -> None:

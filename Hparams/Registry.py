@@ -93,8 +93,14 @@ class GraftSource(ConfigSource):
         return None
 
 
+def by_obs(pixels: Any, state: Any, *, _root_: Any) -> Any:
+    """`${by_obs:A,B}` in a preset: A where the task shows pixels, B where it shows its state."""
+    return pixels if _root_.obs == 'pixels' else state
+
+
 def register() -> None:
-    """Makes `graft://` known to Hydra; harmless when repeated."""
+    """Makes `graft://` and `${by_obs:…}` known to Hydra; harmless when repeated."""
+    OmegaConf.register_new_resolver('by_obs', by_obs, replace=True)
     plugins = Plugins.instance()
     if GraftSource not in plugins.discover(ConfigSource):
         plugins.register(GraftSource)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from Blocks.Architectures.Linear import Linear
@@ -39,6 +40,25 @@ class MLP(nn.Module):
         return self.layers(x.flatten(1))
 
 
+class DenseMLP(nn.Module):
+    """Each hidden layer sees the input and all layers before it, x ← [x, ReLU(W x)]: (B, D) → (B, D + depth · hidden_dim). After OFENet (2003.01629)."""
+
+    def __init__(self, input_shape: tuple[int, ...], hidden_dim: int = 40, depth: int = 1) -> None:
+        super().__init__()
+        width, layers = math.prod(input_shape), []
+        for _ in range(depth):
+            layers.append(Linear(width, hidden_dim))
+            width += hidden_dim
+        self.layers = nn.ModuleList(layers)
+        self.output_shape = (width,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for layer in self.layers:
+            x = torch.cat([x, torch.relu(layer(x))], -1)
+        return x
+
+
 class Dueling(nn.Module):
     """Q = V + A − mean A (Wang et al. 2016, eq. 9), hidden layers of its own for each: (B, *input_shape) → (B, output_dim actions)."""
 
@@ -51,6 +71,25 @@ class Dueling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         advantage = self.advantage(x)
         return self.value(x) + advantage - advantage.mean(-1, keepdim=True)
+
+
+class LinearNorm(nn.Module):
+    """Linear, LayerNorm: (B, *input_shape) → (B, output_dim). SAC-AE's and CURL's projection; their papers put a tanh behind it, their code does not."""
+
+    def __init__(self, input_shape: tuple[int, ...], output_dim: int = 50) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(Linear(math.prod(input_shape), output_dim), nn.LayerNorm(output_dim))
+        self.output_shape = (output_dim,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.flatten(1))
+
+
+class SquareNorm(LinearNorm):
+    """LinearNorm that keeps the width."""
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__(input_shape, math.prod(input_shape))
 
 
 class LayerNormTanh(nn.Module):

@@ -4,10 +4,14 @@ Imports no simulator before it is asked for one and never torch, so that a missp
 """
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
 
 
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> list[str]:
@@ -32,6 +36,31 @@ def gym_tasks() -> list[str]:
     """The ids in Gymnasium's registry (Atari's excluded: they are a suite of their own)."""
     import gymnasium
     return sorted(name for name in gymnasium.registry if not name.startswith(('ALE/', 'phys2d/', 'tabular/', 'GymV')))
+
+
+@cache
+def dmc_pairs() -> dict[str, tuple[str, str]]:
+    """Name → (domain, task) of every task in dm_control.suite, read from its source: importing it takes a second."""
+    found = importlib.util.find_spec('dm_control')
+    if found is None or found.origin is None:
+        raise ValueError('task=dmc/...: dm_control is not installed: pip install dm_control==1.0.50 "mujoco<4"')
+    pairs = {}
+    for file in sorted((Path(found.origin).parent / 'suite').glob('*.py')):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and any(ast.unparse(decorator).startswith('SUITE.add(') for decorator in node.decorator_list):
+                name = node.name if node.name.startswith(f'{file.stem}_') else f'{file.stem}_{node.name}'
+                pairs[name] = (file.stem, node.name)
+    return pairs
+
+
+def dmc_tasks() -> list[str]:
+    """The tasks of dm_control.suite as `domain_task`."""
+    return sorted(dmc_pairs())
+
+
+def find_dmc(name: str) -> str:
+    """Canonical name: `cheetah_run`, `CheetahRun`, DrQ-v2's `cup_catch` for `ball_in_cup_catch`. Raises: ValueError."""
+    return match(re.sub(r'^cup(?=[_-]?catch)', 'ball_in_cup', name, flags=re.IGNORECASE), dmc_tasks(), 'dmc')
 
 
 def find_atari(name: str) -> str:
@@ -70,8 +99,8 @@ def match(name: str, names: list[str], suite: str) -> str:
     raise ValueError(f'task={suite}/{name}: no such task; nearest: {close}')
 
 
-TASKS: dict[str, Callable[[], list[str]]] = {'atari': atari_tasks, 'gym': gym_tasks}
-FIND: dict[str, Callable[[str], str]] = {'atari': find_atari, 'gym': find_gym}
+TASKS: dict[str, Callable[[], list[str]]] = {'atari': atari_tasks, 'dmc': dmc_tasks, 'gym': gym_tasks}
+FIND: dict[str, Callable[[str], str]] = {'atari': find_atari, 'dmc': find_dmc, 'gym': find_gym}
 
 
 def find_task(task: str) -> tuple[str, str]:
