@@ -114,7 +114,7 @@ class Session:
         if args.offline and not self.only_evaluates:
             self.replay = self.open_replay(state)
         elif not self.only_evaluates:
-            self.run_replay.check(self.environment.obs_spec, self.environment.action_spec, self.agent.extras, state)
+            self.run_replay.check(self.environment.obs_spec, self.environment.action_spec, self.agent, state)
 
         self.folder.claim()
         resume_step = (1 << 62 if self.only_evaluates else state['step']) if state else None
@@ -151,9 +151,13 @@ class Session:
         args = self.args
         torch.manual_seed(derive_seed(args.seed, 'initialisation'))
         common = {key: value for key, value in args.items() if not isinstance(value, dict)} | {'seed': derive_seed(args.seed, 'agent'), 'device': self.device}
+        obs_spec, action_spec = self.environment.obs_spec, self.environment.action_spec
+        if args.encoder == 'auto' and not obs_spec.is_image and any(loss.get('weight', 1) for loss in args.aux.values()):
+            common['encoder'] = 'ofe'  # vectors need no encoder, an auxiliary loss does
         try:
-            return build(args.agent, '', 'agent', obs_spec=self.environment.obs_spec, action_spec=self.environment.action_spec, recipes=args.recipes,
-                         **common)
+            agent = build(args.agent, '', 'agent', obs_spec=obs_spec, action_spec=action_spec, recipes=args.recipes, **common)
+            agent.attach(args.aux, obs_spec, action_spec, lr=args.lr, batch_size=args.batch_size)
+            return agent
         except RuntimeError as error:  # torch has no class of its own for this
             if re.search('memory|overflow', str(error)):
                 raise MemoryError(f'{args.agent_name} does not fit into memory: {str(error).splitlines()[0]}') from error
@@ -161,7 +165,7 @@ class Session:
 
     def open_replay(self, state: dict[str, Any] | None) -> Replay:
         say = print if self.args.offline else self.logger.say  # an offline run opens its replay before it may write anything
-        return self.run_replay.open(self.environment.obs_spec, self.environment.action_spec, self.agent.extras, state, say)
+        return self.run_replay.open(self.environment.obs_spec, self.environment.action_spec, self.agent, state, say)
 
     def start(self) -> None:
         """A run that begins: first observations, a checkpoint to come back to."""
@@ -215,7 +219,7 @@ class Session:
 
     def guarded_learn(self) -> dict[str, Tensor]:
         try:
-            return self.agent.learn(self.replay)
+            return self.agent.improve(self.replay)
         except NonFinite as error:
             file = self.path / 'nonfinite.pt'
             Checkpoint.write(file, {'agent': self.agent.state(), 'batch': self.replay.last_batch(), 'step': self.step, 'loss': error.loss})

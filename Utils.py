@@ -191,7 +191,7 @@ def optimise(loss: Tensor, *blocks: Any, name: str = 'loss', grad_clip: float | 
         block.optim.zero_grad(set_to_none=True)
     loss.backward()
     if grad_clip:
-        nn.utils.clip_grad_norm_([p for block in blocks for p in block.parameters()], grad_clip)
+        nn.utils.clip_grad_norm_([p for block in blocks for group in block.optim.param_groups for p in group['params']], grad_clip)
     for block in blocks:
         block.optim.step()
         if block.scheduler is not None:

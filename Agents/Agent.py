@@ -5,17 +5,21 @@ import contextlib
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from Blocks.Augmentations import Null
+from Blocks.Auxiliary import Auxiliary, Parts
 from Blocks.Block import Block
+from Blocks.Encoders import Encoder
 from Datasets.Replay import Replay
+from Datasets.Specs import ActionSpec, ObsSpec
 from Environment import Step
-from Utils import generator, require
+from Utils import build, derive_seed, generator, require
 
 
 class Agent(nn.Module):
@@ -40,6 +44,7 @@ class Agent(nn.Module):
         self.step, self.update_count = 0, 0
         self.acting, self.learning = generator(seed, 'acting'), generator(seed, 'learning', device=self.device)
         self.evaluating = generator(seed, 'evaluating')  # begun anew by every evaluation
+        self.seed, self.auxiliaries = seed, nn.ModuleDict()
 
     def act(self, step: Step, state: Any = None, greedy: bool = False) -> tuple[Tensor, dict[str, Tensor], Any]:
         """Chooses actions for all lanes. → action (N,) int64 or (N, A) float32; extras for the replay; the recurrent state.
@@ -50,6 +55,52 @@ class Agent(nn.Module):
     def learn(self, replay: Replay) -> dict[str, Tensor]:
         """One update from the replay. → metrics, 0-dim tensors."""
         raise NotImplementedError
+
+    def parts(self, obs_spec: ObsSpec, action_spec: ActionSpec) -> Parts:
+        """What auxiliary losses may train. An agent whose encoder is not called so says here which it is.
+
+        Raises: ValueError: it has none."""
+        encoder = getattr(self, 'encoder', None)
+        if not isinstance(encoder, Encoder):
+            raise ValueError(f'aux: {type(self).__name__} has no encoder to train; give it one (self.encoder, a Blocks.Encoders.Encoder) or define parts()')
+        return Parts(encoder, getattr(self, 'target_encoder', None), getattr(self, 'aug', None) or Null(obs_spec.stacked_shape), obs_spec, action_spec)
+
+    def attach(self, losses: Mapping[str, Mapping[str, Any]], obs_spec: ObsSpec, action_spec: ActionSpec, *, lr: float, batch_size: int) -> None:
+        """Auxiliary losses that `improve` steps after each update.
+
+        Args:
+            losses: recipes by name.
+            lr, batch_size: where a loss has none of its own.
+
+        Raises:
+            ValueError: an unknown loss or argument, or an agent without anything to train."""
+        if not losses:
+            return
+        parts = self.parts(obs_spec, action_spec)
+        with torch.random.fork_rng():
+            for name, recipe in losses.items():
+                torch.manual_seed(derive_seed(self.seed, 'aux', name))
+                loss = build(recipe, '', f'aux.{name}', parts=parts, name=name, seed=self.seed)
+                if not isinstance(loss, Auxiliary):
+                    raise ValueError(f'aux={recipe.get("_target_")}: expected a subclass of Blocks.Auxiliary.Auxiliary')
+                self.auxiliaries[name] = loss.to(self.device).start(lr, batch_size)
+
+    @property
+    def losses(self) -> dict[str, Auxiliary]:
+        """The auxiliary losses by name."""
+        return dict(self.auxiliaries.items())  # type: ignore[arg-type]
+
+    @property
+    def horizon(self) -> int:
+        """Transitions of the longest sequence that an auxiliary loss draws."""
+        return max((loss.horizon for loss in self.losses.values()), default=0)
+
+    def improve(self, replay: Replay) -> dict[str, Tensor]:
+        """`learn`, and a step of each auxiliary loss. → metrics of all."""
+        metrics = self.learn(replay)
+        for loss in self.losses.values():
+            metrics |= loss.learn(replay, self)
+        return metrics
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 on convolutions and linears when precision=bf16; losses and weights stay float32."""
@@ -79,13 +130,18 @@ class Agent(nn.Module):
             'optims': {name: block.optim.state_dict() for name, block in blocks.items() if hasattr(block, 'optim')},
             'schedulers': {name: block.scheduler.state_dict() for name, block in blocks.items() if block.scheduler is not None},
             'generators': {name: value.get_state() for name, value in self.generators().items()},
+            'auxiliaries': {name: loss.streams() for name, loss in self.losses.items()},
             'step': self.step, 'update_count': self.update_count}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`; strict. Learning rates and the like stay those this agent was built with, unless a schedule moves them.
 
         Raises: ValueError when the saved agent has other parts or shapes."""
+        if set(state['auxiliaries']) != set(self.auxiliaries):
+            raise ValueError(f'the saved agent has the auxiliary losses {sorted(state["auxiliaries"])}, this one {sorted(self.auxiliaries)}')
         self.load_weights(state['weights'])
+        for name, streams in state['auxiliaries'].items():
+            self.losses[name].load_streams(streams)
         blocks = self.blocks()
         for kind, attribute in (('optims', 'optim'), ('schedulers', 'scheduler')):
             own = {name for name, block in blocks.items() if getattr(block, attribute, None) is not None}
@@ -100,8 +156,11 @@ class Agent(nn.Module):
         self.step, self.update_count = state['step'], state['update_count']
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Those of auxiliary losses are taken as far as both sides have them. Raises: ValueError: other parts or shapes."""
+        own = {name: value for name, value in self.state_dict().items() if name.startswith('auxiliaries.')}
+        given = {name: value for name, value in weights.items() if name in own or not name.startswith('auxiliaries.')}
         try:
-            self.load_state_dict(weights, strict=True)
+            self.load_state_dict(own | given, strict=True)
         except RuntimeError as error:
             raise ValueError(f'the saved weights do not fit this agent: {" ".join(str(error).split())[:300]}') from None
 

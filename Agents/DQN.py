@@ -19,7 +19,7 @@ from Blocks.Actors import Actor
 from Blocks.Block import Block
 from Blocks.Creator import Creator
 from Blocks.Critics import Critic
-from Blocks.Encoders import Encoder
+from Blocks.Encoders import Encoder, encoder_kind
 from Blocks.Losses import gather_actions, next_value_discrete, td_loss, td_target
 from Datasets.Replay import Batch, Replay
 from Datasets.Specs import ActionSpec, ObsSpec
@@ -32,6 +32,8 @@ class DQN(Agent):
     Args:
         obs_spec, action_spec: of the environment.
         recipes: replacements of parts.
+        encoder: 'nature', 'pixel', 'mlp', 'ofe', 'identity', or 'auto': nature for images, identity for vectors.
+        encoder_hidden_dim, encoder_layers: of the encoders mlp and ofe. normalise_obs: vectors by running moments.
         num_critics: heads of the ensemble; targets take the lowest, acting the mean.
         exploration: 'epsilon' or 'softmax' (over Q / temperature).
         epsilon, temperature, stddev_schedule: schedules over agent steps. eval_epsilon: random actions in evaluation.
@@ -39,7 +41,8 @@ class DQN(Agent):
         num_actions: continuous candidates per observation. stddev_clip: limit of the noise inside losses.
         explore_steps: agent steps of uniform actions."""
 
-    def __init__(self, *, obs_spec: ObsSpec, action_spec: ActionSpec, recipes: dict[str, Any], batch_size: int = 32, nstep: int = 1, lr: float = 1e-4,
+    def __init__(self, *, obs_spec: ObsSpec, action_spec: ActionSpec, recipes: dict[str, Any], encoder: str = 'auto', encoder_hidden_dim: int = 256,
+                 encoder_layers: int = 1, normalise_obs: bool = False, batch_size: int = 32, nstep: int = 1, lr: float = 1e-4,
                  weight_decay: float = 0.0, adam_eps: float = 1e-8, lr_decay_steps: int = 0, grad_clip: float | None = None, ema: bool = False,
                  ema_decay: float = 0.99, explore_steps: int = 2000, hidden_dim: int = 512, depth: int = 1, trunk_dim: int = 50, layer_norm: bool = False,
                  double: bool = True, dueling: bool = False, num_critics: int = 1, huber: bool = True, exploration: Literal['epsilon', 'softmax'] = 'epsilon',
@@ -70,7 +73,9 @@ class DQN(Agent):
         images = obs_spec.is_image
         self.aug = build(recipes.get('aug'), 'Blocks.Augmentations.Null', 'recipes.aug', input_shape=obs_spec.stacked_shape)
         sizes: dict[str, Any] = {'hidden_dim': hidden_dim, 'depth': depth, 'layer_norm': layer_norm}
-        self.encoder = Encoder(obs_spec, recipes['encoder'], eyes='NatureCNN' if images else 'Null', input_shape=self.aug.output_shape, layer_norm=layer_norm)
+        kind = encoder_kind(encoder, obs_spec, images='nature', vectors='identity', hidden_dim=encoder_hidden_dim, layers=encoder_layers)
+        self.encoder = Encoder(obs_spec, recipes['encoder'], **kind, input_shape=self.aug.output_shape, layer_norm=layer_norm, projection_dim=trunk_dim,
+                               normalise=normalise_obs)
         trunk = 'LayerNormTanh' if images and not self.discrete else 'Null'
         self.critic = Critic(self.encoder.repr_shape, action_spec, recipes['critic'], trunk=trunk, q_head='Dueling' if dueling and self.discrete else 'MLP',
                              num_critics=num_critics, trunk_dim=trunk_dim, **sizes)
@@ -90,6 +95,8 @@ class DQN(Agent):
 
     @torch.no_grad()
     def act(self, step: Step, state: Any = None, greedy: bool = False) -> tuple[Tensor, dict[str, Tensor], Any]:
+        if not greedy:
+            self.encoder.observe(step.obs)
         if not greedy and self.step < self.explore_steps:
             return uniform_action(self.action_spec, step.obs.shape[0], self.acting), {}, state
         encoder, head = self.ema_encoder or self.encoder, self.ema_head or (self.critic if self.discrete else self.actor)

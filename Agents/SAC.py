@@ -83,10 +83,10 @@ class SAC(Agent):
         most = 0.98 * math.log(action_spec.num_actions) if action_spec.num_actions else -float(action_spec.size)
         self.target_entropy = most if target_entropy is None else target_entropy
 
-        kind = encoder_kind(encoder, obs_spec, images='pixel', vectors='identity')
+        kind: dict[str, Any] = encoder_kind(encoder, obs_spec, images='pixel', vectors='identity', hidden_dim=encoder_hidden_dim,
+                                            layers=encoder_layers)
         self.aug = build(recipes.get('aug'), 'Blocks.Augmentations.Null', 'recipes.aug', input_shape=obs_spec.stacked_shape)
-        self.encoder = Encoder(obs_spec, recipes['encoder'], **kind, input_shape=self.aug.output_shape, projection_dim=trunk_dim, normalise=normalise_obs,
-                               hidden_dim=encoder_hidden_dim, depth=encoder_layers)
+        self.encoder = Encoder(obs_spec, recipes['encoder'], **kind, input_shape=self.aug.output_shape, projection_dim=trunk_dim, normalise=normalise_obs)
         sizes: dict[str, Any] = {'hidden_dim': hidden_dim, 'depth': depth, 'layer_norm': layer_norm}
         self.critic = Critic(self.encoder.repr_shape, action_spec, recipes['critic'], num_critics=num_critics, trunk_dim=trunk_dim, **sizes)
         self.actor = StochasticActor(self.encoder.feature_shape, action_spec, recipes['actor'], trunk=kind.get('projection', 'Null'), trunk_dim=trunk_dim,
@@ -166,7 +166,7 @@ class SAC(Agent):
 
     def update_actor(self, features: Tensor, obs: Tensor, alpha: Tensor) -> dict[str, Tensor]:
         """Climbs the soft value; then the temperature falls where the entropy is above its target, and rises where it is below."""
-        learners = [self.actor]
+        learners: list[Block] = [self.actor]
         if self.actor_trains_encoder:
             features = self.encoder.features(obs)  # with gradients of its own: the critic's step has used up the others
             learners.append(self.encoder)

@@ -91,3 +91,18 @@ class ShiftIntensity(Null):
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.intensity(self.shift(x, generator), generator)
+
+
+class AmplitudeNoise(Null):
+    """Views of vectors: every sample is scaled by one factor from [1 − scale, 1 + scale] (random amplitude scaling, RAD 2004.14990), and each element
+    moved by Gaussian noise of standard deviation `noise`."""
+
+    def __init__(self, input_shape: tuple[int, ...], scale: float = 0.2, noise: float = 0.01) -> None:
+        super().__init__(input_shape)
+        self.scale, self.noise = scale, noise
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """x: (B, ...) float32."""
+        device = generator.device if generator else None
+        factor = 1 + self.scale * (2 * torch.rand((len(x), *[1] * (x.dim() - 1)), generator=generator, device=device) - 1)
+        return x * factor.to(x.device) + self.noise * torch.randn(x.shape, generator=generator, device=device).to(x.device)

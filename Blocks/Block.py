@@ -56,13 +56,14 @@ class Block(nn.Module):
 
 def init_delta_orthogonal(module: nn.Module) -> None:
     """As `init_orthogonal`, but only the middle tap of a convolution is drawn and the others are 0 (1806.05393; SAC-AE's and CURL's initialisation)."""
-    init_orthogonal(module)
-    if isinstance(module, nn.Conv2d) and min(module.kernel_size) % 2 and module.out_channels >= module.in_channels // module.groups:
-        middle = [size // 2 for size in module.kernel_size]
-        tap = nn.init.orthogonal_(torch.empty(module.weight.shape[:2]), nn.init.calculate_gain('relu'))
-        with torch.no_grad():
-            module.weight.zero_()
-            module.weight[:, :, middle[0], middle[1]] = tap
+    if not isinstance(module, nn.Conv2d) or not all(size % 2 for size in module.kernel_size):
+        return init_orthogonal(module)
+    with torch.no_grad():
+        module.weight.zero_()
+        height, width = (size // 2 for size in module.kernel_size)
+        module.weight[:, :, height, width] = nn.init.orthogonal_(torch.empty(module.weight.shape[:2]), nn.init.calculate_gain('relu'))
+        if module.bias is not None:
+            module.bias.zero_()
 
 
 def init_orthogonal(module: nn.Module) -> None:
@@ -70,7 +71,8 @@ def init_orthogonal(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.orthogonal_(module.weight)
     elif isinstance(module, nn.Conv2d):
-        nn.init.orthogonal_(module.weight, nn.init.calculate_gain('relu'))
+        with torch.no_grad():  # by way of a copy: orthogonal_ wants plain memory, not channels-last
+            module.weight.copy_(nn.init.orthogonal_(torch.empty(module.weight.shape), nn.init.calculate_gain('relu')))
     else:
         return
     if module.bias is not None:

@@ -12,8 +12,7 @@ from Blocks.Normalisers import ObservationNormaliser
 from Datasets.Specs import ObsSpec
 from Utils import build
 
-
-KINDS: dict[str, dict[str, str]] = {  # what `encoder=` means: default names of the parts
+KINDS: dict[str, dict[str, Any]] = {  # what `encoder=` means: default names of the parts
     'identity': {'eyes': 'Null'},
     'nature': {'eyes': 'NatureCNN'},
     'pixel': {'eyes': 'CNN', 'projection': 'LinearNorm'},  # SAC-AE (1910.01741) and CURL
@@ -21,13 +20,20 @@ KINDS: dict[str, dict[str, str]] = {  # what `encoder=` means: default names of 
     'ofe': {'eyes': 'DenseMLP', 'projection': 'SquareNorm'}}  # densely connected, after OFENet (2003.01629)
 
 
-def encoder_kind(name: str, obs_spec: ObsSpec, *, images: str, vectors: str) -> dict[str, str]:
-    """The parts that `encoder=name` stands for. images, vectors: what 'auto' is. Raises: ValueError."""
+def encoder_kind(name: str, obs_spec: ObsSpec, *, images: str, vectors: str, hidden_dim: int, layers: int) -> dict[str, Any]:
+    """What `encoder=name` stands for, as arguments of `Encoder`.
+
+    Args:
+        images, vectors: what 'auto' is.
+        hidden_dim, layers: of the encoders mlp and ofe.
+
+    Raises:
+        ValueError: one that does not exist, or sees something else."""
     kind = (images if obs_spec.is_image else vectors) if name == 'auto' else name
     fitting = ('nature', 'pixel') if obs_spec.is_image else ('identity', 'mlp', 'ofe')
     if kind not in fitting:
         raise ValueError(f'encoder={name}: expected auto or one of {", ".join(fitting)}; this task shows {"images" if obs_spec.is_image else "vectors"}')
-    return KINDS[kind]
+    return KINDS[kind] | ({} if obs_spec.is_image else {'hidden_dim': hidden_dim, 'depth': layers})
 
 
 class Encoder(Block):
@@ -38,8 +44,7 @@ class Encoder(Block):
         projection_dim: width of a projection that does not know its own.
         centre: subtract 0.5 from images scaled to 0–1 (DrQ-v2).
         normalise: vectors by the running moments of what `observe` was shown.
-        hidden_dim, depth: of eyes that are fully connected.
-        given: more arguments offered to the eyes (layer_norm, …).
+        given: more arguments offered to the eyes (hidden_dim, layer_norm, …).
 
     Attributes:
         feature_shape: of the eyes' output. repr_shape: of the representation."""

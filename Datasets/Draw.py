@@ -57,13 +57,13 @@ class Draw(Gather):
             raise EmptyReplay(f'the replay{where} holds no transitions yet: act first (seed_steps), or wait for its writer')
 
     def draw(self, n: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """-> (n,) int64 indices of stored transitions: uniform, or the next of a shuffled pass. `rng`: another stream than the replay's own.
+        """-> (n,) int64 indices of stored transitions: uniform, or the next of a shuffled pass. `rng`: uniform from another stream than the replay's own.
 
         Raises:
             EmptyReplay: there are none.
         """
         self._nonempty()
-        return self._uniform(n, rng or self.rng) if self.sampler == 'uniform' else self._shuffled(n)
+        return self._uniform(n, rng or self.rng) if rng is not None or self.sampler == 'uniform' else self._shuffled(n)
 
     def _uniform(self, n: int, rng: np.random.Generator) -> np.ndarray:
         _, _, ends, total, _, shift, offset = self._bounds()
@@ -113,10 +113,10 @@ class Draw(Gather):
         for start in range(0, len(order), batch_size):
             yield self.gather(self._stored(order[start:start + batch_size]), nstep, horizon)
 
-    def sample(self, n: int, nstep: int = 1, horizon: int = 0) -> Batch:
+    def sample(self, n: int, nstep: int = 1, horizon: int = 0, rng: np.random.Generator | None = None) -> Batch:
         """`gather` of `draw`. A reader draws again should its writer have written over a row meanwhile."""
         while True:
-            indices = self.draw(n)
+            indices = self.draw(n) if rng is None else self.draw(n, rng)
             batch = self.gather(indices, nstep, horizon)
             if self.mode == 'write' or self.storage.store != 'map' or self._intact(indices):
                 return batch

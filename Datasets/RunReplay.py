@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,15 @@ from Datasets.Storage import place
 from Utils import Args, derive_seed
 
 SAVED_AT_LEAST = 25_000  # agent steps: with save_per_steps=0 too, once the replay writes over its oldest rows
+
+
+class Needs(Protocol):
+    """What an agent wants of its replay: columns of its own, sequences of so many transitions."""
+
+    extras: dict[str, Any]
+
+    @property
+    def horizon(self) -> int: ...
 
 
 class RunReplay:
@@ -45,20 +54,20 @@ class RunReplay:
         elif Stored.exists(self.path) and not args.load and (args.replay.path or not (run / '.lock').exists()):
             raise ValueError(f'{self.path} holds a replay: replay.load=true starts from it, another replay.path leaves it alone')
 
-    def sizes(self, state: dict[str, Any] | None) -> dict[str, Any]:
+    def sizes(self, state: dict[str, Any] | None, horizon: int) -> dict[str, Any]:
         """Of the ring: what the run can fill, or as they are where a replay goes on: a longer train_steps does not grow it."""
         args = self.args
         if state or self.source == self.path:
             ring = state['replay']['layout']['ring'] if state else read_layout(self.path)['ring']
             return {'capacity': ring['rows'] * ring['num_envs'], 'slack': ring['slack'], 'window': ring['window']}
         stored = read_layout(self.source)['ring'] if self.source else {'rows': 0, 'num_envs': 0}
-        return {'capacity': capacity(args, stored['rows'] * stored['num_envs']), 'slack': slack(args), 'window': args.nstep}
+        return {'capacity': capacity(args, stored['rows'] * stored['num_envs']), 'slack': slack(args), 'window': max(args.nstep, horizon)}
 
     def on_disk(self) -> Path | None:
         """The folder of the replay, where there is to be one."""
         return self.path if self.args.save or self.args.replay.save or self.args.replay.load or self.args.replay.path else None
 
-    def check(self, obs_spec: ObsSpec, action_spec: ActionSpec, extras: Mapping[str, Any], state: dict[str, Any] | None) -> None:
+    def check(self, obs_spec: ObsSpec, action_spec: ActionSpec, needs: Needs, state: dict[str, Any] | None) -> None:
         """Refuses a replay that cannot fit, and a stored one that is corrupt or another task's. Raises: ValueError."""
         if state:
             if Stored.exists(self.path):
@@ -68,7 +77,7 @@ class RunReplay:
                         reader.verify(state['replay'])
                     reader.close()
             return
-        needed = Replay.bytes_needed(obs_spec, action_spec, num_envs=self.args.num_envs, **self.sizes(None), extras=extras)
+        needed = Replay.bytes_needed(obs_spec, action_spec, num_envs=self.args.num_envs, **self.sizes(None, needs.horizon), extras=needs.extras)
         place(self.store, self.on_disk(), needed, stored_bytes(self.path))
         if self.source:
             self.reader(self.source, obs_spec, action_spec).close()
@@ -82,7 +91,7 @@ class RunReplay:
         return Replay(obs_spec, action_spec, **self.shared(), capacity=self.args.replay.capacity, path=path, mode='read', verify=verify,
                       sampler=self.args.replay.sampler or 'epoch')
 
-    def open(self, obs_spec: ObsSpec, action_spec: ActionSpec, extras: Mapping[str, Any], state: dict[str, Any] | None, say: Callable[[str], None]) -> Replay:
+    def open(self, obs_spec: ObsSpec, action_spec: ActionSpec, needs: Needs, state: dict[str, Any] | None, say: Callable[[str], None]) -> Replay:
         """The replay in its folder: new, resumed, begun with what an earlier run stored, or another process's to read. What lies there was
         checked before.
 
@@ -94,7 +103,7 @@ class RunReplay:
             return Stored.open_reader(lambda: self.reader(path, obs_spec, action_spec), path, args.replay.wait)
         if state and not Stored.exists(path):
             say(f'no replay in {path} (after the end it is kept only with replay.save=true): it fills anew, so this is not an exact resume')
-        replay = Replay(obs_spec, action_spec, **self.shared(), **self.sizes(state), path=self.on_disk(), extras=extras, store=self.store,
+        replay = Replay(obs_spec, action_spec, **self.shared(), **self.sizes(state, needs.horizon), path=self.on_disk(), extras=needs.extras, store=self.store,
                         sampler=args.replay.sampler or 'uniform', verify=False)
         say(f'replay: {replay.bytes / 1e9:.3g} GB for {replay.capacity} rows, {replay.store}')
         if self.source and self.source != path:

@@ -26,9 +26,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {'precision': ('fp32', 'bf16'), 'replay.st
                                        'replay.sampler': (None, 'uniform', 'epoch'), 'obs': (None, 'pixels', 'state'),
                                        'encoder': ('auto', 'pixel', 'nature', 'mlp', 'ofe', 'identity')}
 FRACTIONS = ('lr', 'weight_decay', 'reward_clip', 'grad_clip', 'replay.wait')  # numbers whose default is whole or null
-COUNTS = ('frame_stack', 'action_repeat', 'evaluate_envs', 'plotting.steps')  # whole numbers whose default is null
+COUNTS = ('frame_stack', 'action_repeat', 'image_size', 'evaluate_envs', 'plotting.steps')  # whole numbers whose default is null
 ONE_OR_MORE = ('num_envs', 'batch_size', 'nstep', 'updates_per_learn', 'replay.capacity', 'evaluate_episodes', 'evaluate_envs', 'frame_stack',
-               'action_repeat', 'hidden_dim', 'trunk_dim', 'encoder_hidden_dim', 'encoder_layers', 'video.fps')
+               'action_repeat', 'image_size', 'hidden_dim', 'trunk_dim', 'encoder_hidden_dim', 'encoder_layers', 'video.fps')
 ZERO_OR_MORE = ('train_steps', 'seed_steps', 'explore_steps', 'learn_per_steps', 'learn_steps_after', 'evaluate_per_steps', 'log_per_steps',
                 'plot_per_steps', 'save_per_steps', 'load_per_steps', 'lr', 'weight_decay', 'lr_decay_steps', 'seed', 'replay.wait')
 ABOVE_ZERO = ('reward_clip', 'grad_clip', 'adam_eps')
@@ -73,7 +73,7 @@ def check(values: dict[str, Any]) -> None:
 def check_keys(values: dict[str, Any]) -> None:
     """Refuses keys that nothing reads (`+` lets any through), sections that are not sections, and gaps that `~` left. Raises: ConfigError."""
     known = defaults()
-    sections = {key.rpartition('.')[0] for key in known if '.' in key} | {'recipes', 'agent', 'environment'}
+    sections = {key.rpartition('.')[0] for key in known if '.' in key} | {'recipes', 'agent', 'environment', 'aux'}
     parts = {key.rpartition('.')[0] for key in known if key.startswith('recipes.')}
     for key, value in flatten(values).items():
         if key in sections and not isinstance(value, dict):
@@ -87,7 +87,7 @@ def check_keys(values: dict[str, Any]) -> None:
             raise ConfigError(unknown_key(key))
     flat = flatten(values)
     for key in known:
-        if key not in flat and not key.startswith(('recipes.', 'agent', 'environment')):
+        if key not in flat and not key.startswith(('recipes.', 'agent', 'environment', 'aux')):
             raise ConfigError(f'{key} was taken out: give it a value instead of ~{key}')
     if not isinstance(values.get('agent'), dict) or not values['agent'].get('_target_'):
         raise ConfigError('agent._target_ was taken out: choose the agent with Agent=…')
@@ -97,10 +97,20 @@ def unknown_key(key: str, suite: str = '', agent: str = '') -> str:
     """The line for a key that does not exist; suite and agent: whose options are among the nearest."""
     known = [k for k in defaults() if not k.startswith('recipes')] + list(GROUPS)
     known += file_keys(f'task/{suite}', 'environment') + file_keys(f'Agent/{agent}', 'agent')
+    if key.startswith('aux.'):
+        group = '.'.join(key.split('.')[:2])
+        known += [f'{group}.{name}' for file in ('plug/aux', 'plug/a2', group.replace('.', '/')) for name in file_names(file)]
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or difflib.get_close_matches(key.split('.')[-1], known, n=3, cutoff=0.5)
-    if key.startswith(('agent.', 'environment.', 'recipes.')):
+    if key.startswith(('agent.', 'environment.', 'recipes.', 'aux.')):
         return f'{key}: not among the defaults' + (f'; nearest: {", ".join(close)}' if close else '') + f'; an argument of the constructor is given as +{key}=…'
     return f'{key}: no such key; nearest: {", ".join(close) or "see python Run.py --help"} (Hparams/args.yaml)'
+
+
+def file_names(preset: str) -> list[str]:
+    """The keys of a preset's file, if it has one."""
+    file = FOLDER / f'{preset}.yaml'
+    tree: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    return [key for key in tree if key not in ('defaults', '_target_')]
 
 
 def file_keys(preset: str, group: str) -> list[str]:
@@ -172,7 +182,7 @@ def check_identity(values: Mapping[str, Any]) -> None:
 def check_obs(values: Mapping[str, Any]) -> None:
     """Whether the suite has both kinds of observations, where another than its own is asked for."""
     tree: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / 'task' / f'{values["suite"]}.yaml'))
-    if values['obs'] != tree['obs'] and 'obs' not in tree['environment']:
+    if values['obs'] not in (None, tree['obs']) and 'obs' not in tree['environment']:
         raise ConfigError(f'obs={values["obs"]}: task={values["suite"]}/… has no other than obs={tree["obs"]}')
 
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from Datasets.Suites.Names import FIND, find_task, nearest
 from Hparams.Check import FOLDER, GROUPS, ConfigError, check, defaults, flatten, unknown_key
-from Hparams.Registry import agents, find_agent, register
+from Hparams.Registry import agents, find_agent, find_loss, register
 
 __all__ = ['ConfigError', 'compose_args', 'defaults', 'explain', 'flatten', 'help_text', 'key_of', 'plain_args', 'quoted', 'swept', 'unbound']
 
@@ -69,9 +69,16 @@ def plain_args(config: Any, choices: Mapping[str, Any]) -> dict[str, Any]:
     values.pop('hydra', None)
     target = values['agent'].get('_target_') if isinstance(values.get('agent'), dict) else None
     values['agent_name'] = find_agent(str(target)) if target else ''
-    values['plugs'] = [str(choices[group]) for group in ('aux', 'explore', 'core') if choices.get(group, 'none') != 'none']
+    values['plugs'] = [name.rpartition('.')[2] for group in ('aux', 'explore', 'core') for name in chosen(choices.get(group)) if name != 'none']
     check(values)
     return values
+
+
+def chosen(choice: Any) -> list[str]:
+    """The names that were chosen of a group: none, one or several."""
+    if choice is None:
+        return []
+    return [str(name) for name in choice] if OmegaConf.is_list(choice) or isinstance(choice, list) else [str(choice)]
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
@@ -117,8 +124,11 @@ def unknown_choice(group: str, name: str, options: Sequence[str]) -> str:
             find_task(name)
         if group == 'Agent':
             find_agent(name)
+        if group == 'aux' and '.' in name:
+            find_loss(name)
     except ValueError as error:
         return str(error)
+    options = options or sorted(file.stem for file in (FOLDER / group).glob('*.yaml'))
     close = nearest(name, options) or list(options)
     return f'{group}={name}: no such {group}; nearest: {", ".join(close[:5])} (Hparams/{group}/)'
 

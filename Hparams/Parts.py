@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from Agents.Agent import Agent
+from Blocks.Auxiliary import Auxiliary
 from Datasets.Suites import MODULES
 from Utils import Args, check_arguments, locate, refuse_unknown, schedule
 
@@ -28,6 +29,12 @@ def check_parts(args: Args) -> None:
         raise ValueError(f'Agent={args.agent["_target_"]}: expected a subclass of Agents.Agent.Agent')
     refuse_unknown(args.agent, target, 'agent')
     check_types(args.agent, target, 'agent')
+    for name, recipe in args.aux.items():
+        loss = locate(str(recipe.get('_target_', '')), f'aux.{name}') if isinstance(recipe, dict) else None
+        if not (inspect.isclass(loss) and issubclass(loss, Auxiliary)):
+            raise ValueError(f'aux.{name}: expected a subclass of Blocks.Auxiliary.Auxiliary (aux.{name}._target_)')
+        refuse_unknown(recipe, loss, f'aux.{name}', hide=('parts', 'name', 'seed'))
+        check_types(recipe, loss, f'aux.{name}')
     for where, recipe in recipes(args.recipes, 'recipes'):
         check_arguments(recipe, where)
         check_types(recipe, locate(recipe['_target_'], where), where)

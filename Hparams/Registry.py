@@ -36,16 +36,28 @@ def find_agent(name: str) -> str:
             return agent
     module, _, _ = name.rpartition('.')
     if module and module != 'Agents':
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        try:
-            if importlib.util.find_spec(module) is not None:
-                return name
-        except (ImportError, ValueError):
-            pass
+        if importable(module):
+            return name
         close = ', '.join(nearest(name, agents()) or agents())
         raise ValueError(f'Agent={name}: no module {module!r} in this folder or on PYTHONPATH; nearest agents: {close}')
     raise ValueError(f'Agent={name}: no such agent; nearest: {", ".join(nearest(name, agents()) or agents())}')
+
+
+def find_loss(name: str) -> str:
+    """What `aux=package.Class` is called on the command line and in metrics: its class. Raises: ValueError: there is no such module."""
+    module, _, stem = name.rpartition('.')
+    if not importable(module):
+        raise ValueError(f'aux={name}: no module {module!r} in this folder or on PYTHONPATH')
+    return stem
+
+
+def importable(module: str) -> bool:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 class GraftSource(ConfigSource):
@@ -57,7 +69,7 @@ class GraftSource(ConfigSource):
         return True
 
     def is_group(self, config_path: str) -> bool:
-        return config_path in ('', 'task', 'Agent') or (config_path.startswith('task/') and config_path[5:] in FIND)
+        return config_path in ('', 'task', 'Agent', 'aux') or (config_path.startswith('task/') and config_path[5:] in FIND)
 
     def is_config(self, config_path: str) -> bool:
         try:
@@ -85,12 +97,23 @@ class GraftSource(ConfigSource):
             if (FOLDER / 'Agent' / f'{agent}.yaml').exists():
                 return {'defaults': [f'/Agent/{agent}@_global_', '_self_']} if agent != name else None
             return {'agent': {'_target_': agent}}
+        if group == 'aux' and '.' in name:
+            return {'aux': {find_loss(name): {'_target_': name, 'weight': 1, 'batch_size': None, 'lr': None, 'tau': None}}}
         if group == 'paper' and '/' in name:
             agent, _, task = name.partition('/')
-            path = f'{find_agent(agent)}/{"/".join(find_task(task))}'
-            if path != name and (FOLDER / 'paper' / f'{path}.yaml').exists():
-                return {'defaults': [f'/paper/{path}@_global_', '_self_']}
+            agent, (suite, task) = find_agent(agent), find_task(task)
+            path = f'{agent}/{suite}/{task}'
+            if (FOLDER / 'paper' / f'{path}.yaml').exists():
+                return {'defaults': [f'/paper/{path}@_global_', '_self_']} if path != name else None
+            return paper_row(agent, suite, task)
         return None
+
+
+def paper_row(agent: str, suite: str, task: str) -> dict[str, Any] | None:
+    """What `paper/<suite>.yaml`, one table for several agents, says of a task."""
+    file = FOLDER / 'paper' / f'{suite}.yaml'
+    table: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {'agents': []}
+    return table['others'] | (table['tasks'].get(task) or {}) if agent in table['agents'] else None
 
 
 def by_obs(pixels: Any, state: Any, *, _root_: Any) -> Any:

@@ -1,6 +1,7 @@
 """From the command line to values: precedence, names in every spelling, types, help, multirun."""
 import math
 import time
+from pathlib import Path
 
 import gymnasium
 import pytest
@@ -9,10 +10,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from Blocks.Architectures import CNN
-from Datasets.Suites.Names import atari_tasks, find_task
+from Datasets.Suites.Names import atari_tasks, dmc_tasks, find_task
 from Hparams.Check import FOLDER, defaults, flatten
 from Hparams.Compose import compose_args, quoted
-from Hparams.Registry import GraftSource
+from Hparams.Registry import GraftSource, agents
 from tests.conftest import lines
 
 AGENT = '''
@@ -71,6 +72,8 @@ def test_command_line_beats_paper_beats_agent_beats_task_beats_args(monkeypatch)
 
 
 PRESETS = [file.relative_to(FOLDER) for group in ('task', 'Agent', 'paper') for file in sorted((FOLDER / group).glob('**/*.yaml'))]
+PRESETS.remove(TABLE := Path('paper/dmc.yaml'))
+EXAMPLES = {'atari': 'pong', 'dmc': 'acrobot_swingup', 'gym': 'Acrobot'}
 
 
 @pytest.mark.parametrize('preset', PRESETS, ids=str)
@@ -79,13 +82,33 @@ def test_what_a_shipped_preset_says_holds(preset):
     said = flatten({key: value for key, value in OmegaConf.to_container(OmegaConf.load(FOLDER / preset)).items() if key != 'defaults'})
     said = {key: value for key, value in said.items() if '${' not in str(value)}
     group, name = preset.parts[0], preset.with_suffix('').parts
-    overrides = {'task': ['Agent=Random', f'task={name[1]}/{"pong" if name[1] == "atari" else "Acrobot"}'], 'Agent': ['task=gym/Acrobot', f'Agent={name[1]}'],
+    overrides = {'task': ['Agent=Random', f'task={name[1]}/{EXAMPLES.get(name[1])}'], 'Agent': ['task=gym/Acrobot', f'Agent={name[1]}'],
                  'paper': [f'Agent={name[1]}', f'task={"/".join(name[2:])}']}[group]
     values = flatten(compose_args(overrides))
     assert {key: values[key] for key in said} == said and len(said) > (group == 'paper') * 3
-    key, value = next((key, value) for key, value in said.items() if type(value) is int or key == 'suite')
-    if key != 'suite':
+    key, value = next(((key, value) for key, value in said.items() if type(value) is int), (None, 0))
+    if key:
         assert flatten(compose_args([*overrides, f'{key}={value + 1}']))[key] == value + 1
+
+
+def test_the_papers_table_for_several_agents_holds():
+    table = OmegaConf.to_container(OmegaConf.load(FOLDER / TABLE))
+    assert set(table['tasks']) < set(dmc_tasks()) and all(agent in agents() for agent in table['agents'])
+    for task in (*table['tasks'], 'reacher_easy'):
+        for agent in table['agents']:
+            said = table['others'] | table['tasks'].get(task, {})
+            values = compose_args([f'task=dmc/{task}', f'Agent={agent}'])
+            assert {key: values[key] for key in said} == said
+            assert values['train_steps'] * values['action_repeat'] in (750_000, 2_000_000)
+    assert compose_args(['task=dmc/walker_walk', 'Agent=SAC', 'action_repeat=3'])['action_repeat'] == 3
+    assert compose_args(['task=dmc/cup_catch', 'Agent=AuxiSAC', 'lr=1e-4'])['lr'] == 1e-4
+
+
+@pytest.mark.parametrize('obs, batch_size, aug', [('pixels', 512, 'RandomCrop'), ('state', 256, None)])
+def test_a_preset_may_rest_on_what_a_task_shows(obs, batch_size, aug):
+    values = compose_args(['task=dmc/cheetah_run', 'Agent=SAC', f'obs={obs}'])
+    assert values['batch_size'] == batch_size and values['Aug'] == aug and values['environment']['obs'] == obs
+    assert compose_args(['task=gym/Pendulum', 'Agent=SAC'])['batch_size'] == 256 and compose_args(['Agent=SAC'])['batch_size'] == 512
 
 
 @pytest.mark.parametrize('key, overrides, value', [

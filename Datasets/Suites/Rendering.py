@@ -38,6 +38,7 @@ class Renderer:
         gl_context(height, width).make_current()
         self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         self.scene, self.option = mujoco.MjvScene(model, maxgeom=10_000), mujoco.MjvOption()
+        self.option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = False  # as dm_control has it: rays of a sensor are not part of the scene
         if quality == 'fast':
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self.scene.flags[flag] = 0

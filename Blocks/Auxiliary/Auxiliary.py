@@ -1,0 +1,175 @@
+"""What every auxiliary loss is: a scalar of the encoder of an agent that knows nothing of it, with heads, optimiser and random streams of its own.
+
+After each update of the agent the loss draws a batch of its own and steps its optimiser, which holds its heads and the agent's encoder. Adam takes
+the scale out of a loss, so a factor on it would do nothing: `weight` is the share of the learning rate with which the encoder moves. At 0 the heads
+still learn, and tell how much of what they predict the representation holds; the agent trains as without them, to the bit.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from Blocks.Architectures import LinearNorm
+from Blocks.Block import Block
+from Blocks.Encoders import Encoder
+from Datasets.Replay import Batch, Replay
+from Datasets.Specs import ActionSpec, ObsSpec
+from Utils import build, derive_seed, follow, generator, optimise, require
+
+WIDE = 512  # a representation wider than this is brought down to LATENT for the heads
+LATENT = 50
+
+
+@dataclass
+class Parts:
+    """What an agent shows of itself to auxiliary losses.
+
+    encoder: what they train. target_encoder: its momentum copy, where the agent has one. aug: what learning sees of an observation.
+    obs_spec, action_spec: of the environment."""
+
+    encoder: Encoder
+    target_encoder: Encoder | None
+    aug: nn.Module
+    obs_spec: ObsSpec
+    action_spec: ActionSpec
+
+
+class Auxiliary(Block):
+    """Base of all auxiliary losses. A subclass makes its heads in its constructor and defines `loss`.
+
+    Args:
+        parts: of the agent.
+        name: in metrics and on the command line, `aux.<name>.…`.
+        seed: of the loss's own streams.
+        weight: share of the learning rate with which the encoder moves; the heads move with all of it.
+        horizon: transitions in `batch.sequence`; None is what the loss needs.
+        batch_size, lr: None is the agent's.
+        tau: the momentum copies follow by this much after each step, those of the heads too. None: the agent's own copy of its encoder, moved as the
+            agent moves it, and 0.05 for heads (and for the encoder where the agent keeps no copy).
+        latent_dim: width to which a linear layer of the loss's own brings the representation; None: 50 where it is wider than 512, else as it is.
+        views: name of the augmentation; None: for images the agent's, or RandomShift where it has none; for vectors what the loss says.
+
+    Attributes:
+        latent_dim: width of what `encode` and `target` return. action_dim: width of what `actions` returns."""
+
+    needs_horizon = 0
+    vector_views = 'Null'
+
+    def __init__(self, *, parts: Parts, name: str = 'aux', seed: int = 0, weight: float = 1.0, horizon: int | None = None, batch_size: int | None = None,
+                 lr: float | None = None, tau: float | None = None, latent_dim: int | None = None, views: str | None = None) -> None:
+        super().__init__()
+        where = f'aux.{name}'
+        self.parts, self.name, self.weight = parts, name, weight
+        self.horizon = self.needs_horizon if horizon is None else horizon
+        require(weight >= 0, f'{where}.weight', weight, '0 or more')
+        require(self.horizon >= self.needs_horizon, f'{where}.horizon', horizon, f'{self.needs_horizon} or more')
+        require(batch_size is None or batch_size >= 1, f'{where}.batch_size', batch_size, '1 or more')
+        require(lr is None or lr >= 0, f'{where}.lr', lr, '0 or more')
+        require(latent_dim is None or latent_dim >= 1, f'{where}.latent_dim', latent_dim, '1 or more')
+        require(tau is None or 0 < tau <= 1, f'{where}.tau', tau, 'more than 0, at most 1')
+        self.batch_size, self.lr, self.tau = batch_size, lr, tau
+        self.draws, self.views = np.random.default_rng(derive_seed(seed, where, 'draws')), generator(seed, where, 'views')
+        width = int(np.prod(parts.encoder.repr_shape))
+        self.squeeze = LinearNorm((width,), latent_dim or LATENT) if latent_dim or width > WIDE else None
+        self.latent_dim = (latent_dim or LATENT) if self.squeeze else width
+        self.action_dim = parts.action_spec.num_actions or parts.action_spec.size
+        self.view = self._augmentation(views, where)
+        self.own_target = None if tau is None and parts.target_encoder is not None else parts.encoder.frozen_copy()
+        self.copies: list[tuple[str, str]] = []  # attributes: momentum copy, what it follows
+        self.target_squeeze = self.momentum('squeeze') if self.squeeze else None
+
+    def _augmentation(self, views: str | None, where: str) -> Any:
+        spec = self.parts.obs_spec
+        if views is None and spec.is_image and type(self.parts.aug).__name__ != 'Null':
+            return self.parts.aug
+        name = views or ('RandomShift' if spec.is_image else self.vector_views)
+        made = build({'_target_': name}, '', f'{where}.aug', input_shape=spec.stacked_shape)
+        seen = tuple(self.parts.aug.output_shape)  # type: ignore[arg-type]
+        require(tuple(made.output_shape) == seen, f'{where}.views', name, f'an augmentation that shows the encoder {seen}, not {made.output_shape}')
+        return made
+
+    # --- for subclasses
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """→ a scalar, and metrics. `batch.sequence` is there if the loss has a horizon."""
+        raise NotImplementedError
+
+    def see(self, obs: Tensor) -> Tensor:
+        """A view of observations, drawn anew at each call from the loss's own stream."""
+        return self.view(obs, self.views)
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """What the encoder makes of a view: (B, latent_dim) float32, with gradient."""
+        latent = self.parts.encoder(obs).flatten(1)
+        return (latent if self.squeeze is None else self.squeeze(latent)).float()
+
+    @torch.no_grad()
+    def target(self, obs: Tensor) -> Tensor:
+        """The same of the momentum copies, without gradient."""
+        latent = self.target_encoder(obs).flatten(1)
+        return (latent if self.target_squeeze is None else self.target_squeeze(latent)).float()
+
+    @property
+    def target_encoder(self) -> Encoder:
+        found = self.own_target or self.parts.target_encoder
+        assert found is not None
+        return found
+
+    def momentum(self, attribute: str) -> nn.Module:
+        """A copy of one of the loss's own parts that follows it; assign it to `target_<attribute>`."""
+        online = getattr(self, attribute)
+        twin = copy.deepcopy(online).requires_grad_(False)
+        self.copies.append((f'target_{attribute}', attribute))
+        return twin
+
+    def actions(self, action: Tensor) -> Tensor:
+        """Actions as vectors: (…, action_dim) float32, one-hot where they are discrete."""
+        spec = self.parts.action_spec
+        return F.one_hot(action, spec.num_actions).float() if spec.num_actions else action.float()
+
+    # --- the step
+
+    def start(self, lr: float, batch_size: int) -> Auxiliary:
+        """Makes the optimiser: Adam over the heads and the agent's encoder."""
+        lr = self.lr if self.lr is not None else lr
+        self.batch_size = self.batch_size or batch_size
+        eyes = [p for p in self.parts.encoder.parameters() if p.requires_grad]
+        require(bool(eyes) or not self.weight, f'aux.{self.name}.weight', self.weight,
+                '0, as this encoder has nothing to train; or an encoder that has: encoder=ofe, encoder=mlp')
+        heads = [p for p in self.parameters() if p.requires_grad]
+        groups = [{'params': params, 'lr': rate} for params, rate in ((heads, lr), (eyes, lr * self.weight)) if params]
+        self.optim = torch.optim.Adam(groups or [{'params': [nn.Parameter(torch.zeros(()))]}], lr=lr, fused=True)
+        return self
+
+    def learn(self, replay: Replay, agent: Any) -> dict[str, Tensor]:
+        """One step on a batch of the loss's own. agent: for its precision. → metrics by name."""
+        assert self.batch_size is not None
+        batch = replay.sample(self.batch_size, horizon=self.horizon, rng=self.draws)
+        with agent.autocast():
+            value, metrics = self.loss(batch)
+        optimise(value, self, name=f'{self.name}_loss')
+        self.follow()
+        return {f'{self.name}_loss': value.detach()} | {f'{self.name}_{key}': metric.detach() for key, metric in metrics.items()}
+
+    def follow(self) -> None:
+        """Moves the momentum copies that are the loss's own by tau."""
+        tau = 0.05 if self.tau is None else self.tau
+        if self.own_target is not None:
+            follow(self.own_target, self.parts.encoder, tau)
+        for twin, online in self.copies:
+            follow(getattr(self, twin), getattr(self, online), tau)
+
+    def streams(self) -> dict[str, Any]:
+        """The states of the random streams, plain."""
+        return {'draws': self.draws.bit_generator.state, 'views': self.views.get_state()}
+
+    def load_streams(self, state: dict[str, Any]) -> None:
+        self.draws.bit_generator.state = state['draws']
+        self.views.set_state(state['views'])

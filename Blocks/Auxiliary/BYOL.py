@@ -1,0 +1,38 @@
+"""BYOL (Grill et al. 2020, 2006.07733): the representation of one view predicts that of another by the momentum copy."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from Blocks.Auxiliary.Auxiliary import Auxiliary
+from Datasets.Replay import Batch
+
+
+def projector(width: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
+    """Linear, batch norm, ReLU, linear."""
+    return nn.Sequential(nn.Linear(width, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, output_dim))
+
+
+class BYOL(Auxiliary):
+    """2 − 2 cos(prediction of view 1, target of view 2) and the other way round; 0 to 8.
+
+    Args:
+        projection_dim, hidden_dim: of projector and predictor."""
+
+    vector_views = 'AmplitudeNoise'
+
+    def __init__(self, projection_dim: int = 256, hidden_dim: int = 512, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.projector = projector(self.latent_dim, hidden_dim, projection_dim)
+        self.target_projector = self.momentum('projector')
+        self.predictor = projector(projection_dim, hidden_dim, projection_dim)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        one, two = self.see(batch.obs), self.see(batch.obs)
+        return self.distance(one, two) + self.distance(two, one), {}
+
+    def distance(self, view: Tensor, other: Tensor) -> Tensor:
+        prediction, target = self.predictor(self.projector(self.encode(view))), self.target_projector(self.target(other))
+        return (2 - 2 * F.cosine_similarity(prediction.float(), target.float())).mean()
