@@ -29,6 +29,7 @@ from Benchmarking.Logger import TIME_COLUMNS
 from Benchmarking.Table import read_table
 from Datasets.Layout import Ring, read_layout
 from Datasets.Suites import Atari  # noqa: F401
+from Datasets.Suites.DMC import import_suite
 from Hparams.Compose import compose_args
 from tests import scripted  # noqa: F401  registers environments
 from Utils import Args
@@ -41,6 +42,7 @@ CADENCES = ('evaluate_per_steps=200', 'evaluate_episodes=2', 'log_per_steps=20',
 MACHINE = ('threads=1', 'env_threads=1', 'device=cpu', 'logger.progress=false', 'logger.tensorboard=false', 'plotting.plot=false')
 SHORT_GAMES = ('+recipes.encoder.eyes.width=0.125', 'environment.max_frames=200', 'evaluate_episodes=1', 'evaluate_per_steps=0', 'learn_per_steps=8')
 # 50 agent steps each
+SHORT_CONTROL = ('environment.max_frames=120', 'evaluate_episodes=1', 'evaluate_per_steps=0', 'image_size=32', 'environment.render_quality=fast')
 
 
 @cache
@@ -49,11 +51,12 @@ def composed(overrides: tuple[str, ...]) -> str:
 
 
 def values(root: Path, task: str, *overrides: str) -> dict:
-    """A tiny run of DQN; of Random with Agent=Random among the overrides. Lines of `overrides` win."""
-    given = {line.partition('=')[0] for line in overrides}
+    """A tiny run of DQN, or of the Agent among the overrides. Lines of `overrides` win."""
+    given = {line.partition('=')[0].lstrip('+') for line in overrides}
     if 'Agent' in given:
         given.add('agent.epsilon')
-    lines = dict(line.split('=', 1) for line in (*SIZES, *CADENCES, *MACHINE, *(SHORT_GAMES if task.startswith('atari') else ())))
+    short = SHORT_GAMES if task.startswith('atari') else SHORT_CONTROL if task.startswith('dmc') else ()
+    lines = dict(line.split('=', 1) for line in (*SIZES, *CADENCES, *MACHINE, *short))
     kept = [f'{key}={value}' for key, value in lines.items() if key not in given]
     return json.loads(composed((f'task={task}', *kept, *overrides))) | {'root': str(root)}
 
@@ -114,7 +117,7 @@ class Rifle:
 
 def name_of(frame) -> str:
     name = frame.f_code.co_qualname
-    return name if '.' in name else f'{frame.f_globals["__name__"]}.{name}'
+    return name if '.' in name else f'{frame.f_globals.get("__name__")}.{name}'
 
 
 def child(run: dict, shots: Sequence[Shot], count: bool, out: str, report: str) -> None:
@@ -247,3 +250,4 @@ def same(a: dict, b: dict) -> None:
 
 warnings.filterwarnings('ignore', module='gymnasium')
 gymnasium.make('CartPole-v1').close()  # what it imports lazily, for the children
+import_suite()

@@ -13,6 +13,8 @@ SHORT = ('train_steps=210', 'replay.capacity=1000', 'save_per_steps=100')
 
 
 PAIRS: list[tuple[str, tuple[str, ...]]] = [(task, options) for task in TASKS for options in [('num_envs=1',), ('num_envs=3',)]]
+PAIRS += [('dmc/finger_spin', ('obs=state', 'Agent=CURL', 'num_envs=2')),
+          ('dmc/reacher_easy', ('Agent=SAC', 'Aug=RandomCrop', '+recipes.aug.size=28', '+recipes.encoder.eyes.out_channels=4', 'aux=spr', 'num_envs=3'))]
 PAIRS += [(task, ('Agent=Random', 'num_envs=3')) for task in TASKS]
 PAIRS += [(task, ('num_envs=3', 'threads=2', 'env_threads=2')) for task in ('gym/Pendulum-v1', 'atari/pong')]
 
@@ -57,6 +59,26 @@ def watched(tmp_path_factory):
         complete(made)
         return made
     return {task: run(task) for task in ('gym/CartPole-v1', 'gym/Pendulum-v1', 'atari/breakout')} | {'run': run}
+
+
+@pytest.mark.parametrize('task, options', [
+    ('dmc/cheetah_run', ('obs=state', 'Agent=SAC', 'aux=[a2_winner,curl]', 'encoder=ofe')), ('dmc/cheetah_run', ('obs=state', 'Agent=SAC', 'aux=byol')),
+    ('gym/CartPole-v1', ('Agent=DQN', 'aux=[spr,barlow_twins]')), ('atari/pong', ('Agent=DQN', 'aux=curl')),
+    ('dmc/cheetah_run', ('Agent=SAC', 'aux=a2_winner_v', 'Aug=RandomCrop', '+recipes.aug.size=28', '+recipes.encoder.eyes.out_channels=4'))], ids=str)
+def test_a_loss_of_weight_0_changes_nothing_of_the_run(task, options, tmp_path):
+    """Weights, optimisers, replay and actions are those of aux=none, to the bit."""
+    names = next(line for line in options if line.startswith('aux=')).removeprefix('aux=').strip('[]').split(',')
+    plain = values(tmp_path / 'plain', task, *SHORT, *(line for line in options if not line.startswith('aux=')))
+    watched = values(tmp_path / 'watched', task, *SHORT, *options, *(f'aux.{name}.weight=0' for name in names))
+    complete(plain)
+    complete(watched)
+    one, two = training(plain), training(watched)
+    heads = {key: value for key, value in two['agent']['weights'].items() if key.startswith('auxiliaries.')}
+    two['agent']['weights'] = {key: value for key, value in two['agent']['weights'].items() if key not in heads}
+    two['agent']['optims'] = {key: value for key, value in two['agent']['optims'].items() if not key.startswith('auxiliaries.')}
+    assert heads and two['agent']['auxiliaries'].keys() == set(names) and one['agent']['update_count'] >= 10
+    one['agent']['weights'], two['agent']['auxiliaries'] = dict(one['agent']['weights']), {}
+    same(one, two)
 
 
 WAYS = [('gym/CartPole-v1', ('evaluate_per_steps=40',)), ('gym/Pendulum-v1', ('evaluate_episodes=6', 'evaluate_envs=3')),

@@ -14,6 +14,7 @@ WRAPPED = 'replay.capacity=60'  # with save_per_steps=20 the files, slack includ
 FOUR = ('num_envs=4', 'train_steps=560')  # 140 vector steps
 EPOCH, RAM, EMA, DECAY, AFTER = 'replay.sampler=epoch', 'replay.store=ram', 'ema=true', 'lr_decay_steps=60', 'learn_steps_after=40'
 LIVES = ('environment.sticky_actions=0.25', 'environment.fire_reset=true', 'environment.max_frames=300')  # one is lost every 25 steps or so
+PIXEL_SAC = ('Agent=SAC', 'Aug=RandomCrop', '+recipes.aug.size=28', '+recipes.encoder.eyes.out_channels=4', 'replay.capacity=100')
 SOFTMAX, DUELING, ENSEMBLE = 'agent.exploration=softmax', 'agent.dueling=true', 'agent.num_critics=2'
 
 # task, options, and where the run is killed: call, inside which function, since its which entry in that process
@@ -45,6 +46,14 @@ CASES = {
     'breakout_4': ('atari/breakout', ('num_envs=4', 'train_steps=440', SOFTMAX, AFTER, *LIVES), [
         Shot(9, 'Replay.add', 97),
         Shot(800, 'Session.learn', 16)]),
+    'control_state': ('dmc/cheetah_run', ('obs=state', 'Agent=AuxiSAC', 'num_envs=2', 'action_repeat=4'), [
+        Shot(40, 'Auxiliary.learn', 60),
+        Shot(10, 'DMC.recv', 71)]),
+    'control_pixels': ('dmc/quadruped_escape', (*PIXEL_SAC, 'aux=[a2_winner,curl]', 'num_envs=2', 'train_steps=240', 'action_repeat=4'), [
+        Shot(20, 'Session.advance', 63),
+        Shot(5, 'Workers.recv', 9)]),
+    'control_spr': ('dmc/walker_walk', ('obs=state', 'Agent=SAC', 'aux=[spr,byol,barlow_twins]', 'normalise_obs=true', 'train_steps=240'), [
+        Shot(9, 'Session.learn', 131)]),
     'random': ('gym/Pendulum-v1', ('Agent=Random', 'num_envs=3', 'train_steps=600'), [
         Shot(3, 'Session.save', 16)]),
 }

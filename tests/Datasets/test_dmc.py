@@ -300,7 +300,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.parametrize('options, message', [
     ({'obs': 'image'}, r"obs='image': expected state or pixels"), ({'render_quality': 'best'}, 'environment.render_quality'),
-    ({'camera': 9}, 'environment.camera=9'), ({'render_size': 0}, 'environment.render_size'), ({'vectorization': 'both'}, 'environment.vectorization'), ({'max_frames': 0}, 'environment.max_frames'),
+    ({'camera': 9}, 'environment.camera=9'), ({'render_size': 0}, 'environment.render_size'),
+    ({'vectorization': 'both'}, 'environment.vectorization'), ({'max_frames': 0}, 'environment.max_frames'),
     ({'colour': True}, 'environment.colour'), ({'action_repeat': 0}, 'environment.action_repeat')])
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
