@@ -32,7 +32,8 @@ def files():
 def commands():
     """What README runs, as arguments of Run.py: `python Run.py …` and `make run args="…"`, once each. Patterns with `<…>` or `…` are not commands."""
     found = {}
-    for line in '\n'.join(blocks()).replace('\\\n', ' ').splitlines():
+    cells = re.findall(r'^\|.*`(python Run\.py [^`]*)` \|$', text(), re.MULTILINE)
+    for line in [*'\n'.join(blocks()).replace('\\\n', ' ').splitlines(), *cells]:
         if re.search(r'python\S* \S*Run\.py\b|^\W*make run\b', line) and not re.search(r'…|<|\.\.\.', line):
             words = shlex.split(line.strip().removeprefix('$ '), comments=True)
             if 'make' in words[:1]:
@@ -53,6 +54,8 @@ def tiny(command):
         short = {'environment.max_frames': 80, 'environment.noop_max': 0, '+recipes.encoder.eyes.width': 0.125}
         if 'Eyes' in given or any(key.startswith('recipes.encoder.eyes') for key in given):
             short.popitem()
+    elif given['task'].startswith('dmc'):
+        short = {'environment.max_frames': 40, 'environment.render_quality': 'fast'}
     else:
         short = {'environment.max_steps': 20}
     return kept + [f'{key}={value}' for key, value in (small | short).items() if key.lstrip('+') not in given or key in small]
@@ -69,6 +72,7 @@ def before(command):
 
 @pytest.mark.skipif(not README.exists(), reason='README.md is not written yet')
 def test_readme_has_commands():
+    assert sum('Agent=Agents.AuxiSAC' in command or 'Agent=Agents.CURL' in command for command in commands()) >= 11, 'each command of the authors of A2LS'
     assert len(commands()) >= 3, 'README.md shows no commands: put `python Run.py …` or `make run args="…"` lines into fenced blocks'
 
 

@@ -29,12 +29,14 @@ def decode(mask: Any, length: int, key: str) -> tuple[int, ...]:
     """The positions of a mask's ones.
 
     Args:
-        mask: '1000', a list of 0 and 1, or the number that YAML or Hydra made of the text, as far as nothing was lost.
+        mask: '1000', a list of 0 and 1, or the number that YAML or Hydra made of the text, as far as nothing was lost; None has no ones.
         length: how many elements there are.
         key: where it is set.
 
     Raises:
         ValueError: another length, other characters, or a number that leading zeros were lost from (0111 in YAML is octal, 73)."""
+    if mask is None:
+        return ()
     text = ''.join(map(str, mask)) if isinstance(mask, (list, tuple)) else str(mask)
     if isinstance(mask, bool) or not re.fullmatch(f'[01]{{{length}}}', text):
         hint = f'; write it in quotes, {key}="{"0" * (length - 1)}1": YAML takes 0111 for an octal number' if type(mask) in (int, float) else ''

@@ -42,13 +42,13 @@ def sac(obs=VECTOR, action=BOX, **options):
 
 @pytest.mark.parametrize('mask, length, ones', [('1000', 4, (0,)), ('0111', 4, (1, 2, 3)), ('0000', 4, ()), (1000, 4, (0,)), (1101, 4, (0, 1, 3)),
                                                 ([1, 0, 1], 3, (0, 2)), (('0', '1'), 2, (1,)), (1, 1, (0,)), (0, 1, ()),
-                                                (111111011, 9, (0, 1, 2, 3, 4, 5, 7, 8))])
+                                                (111111011, 9, (0, 1, 2, 3, 4, 5, 7, 8)), (None, 4, ())])
 def test_masks(mask, length, ones):
     assert decode(mask, length, 'key') == ones
 
 
 @pytest.mark.parametrize('mask, length, hint', [('100', 4, False), ('10000', 4, False), ('1002', 4, False), ('', 4, False), (73, 4, True), (0, 4, True),
-                                                (111, 4, True), (True, 1, False), (None, 4, False), ([1, 2], 2, False), (-100, 4, True), ('１000', 4, False)])
+                                                (111, 4, True), (True, 1, False), ([1, 2], 2, False), (-100, 4, True), ('１000', 4, False)])
 def test_masks_that_lost_something_are_refused(mask, length, hint):
     """Unquoted, 0111 is 73 to YAML, and 0000 is 0."""
     with pytest.raises(ValueError, match=rf'^aux.a2.input_s=.*: expected {length} characters, each 0 or 1') as error:
@@ -513,3 +513,7 @@ def test_wide_representations_are_brought_down():
     agent = make_sac(ObsSpec((3, 60, 60)), BOX, encoder='nature', recipes={'aug': {}})
     loss = attached(agent, ObsSpec((3, 60, 60)), BOX, curl=recipe('curl')).auxiliaries['curl']
     assert loss.latent_dim == 50 and loss.bilinear.shape == (50, 50) and loss.target_squeeze is not None
+
+
+def test_masks_that_are_not_given_are_those_of_the_authors_code():
+    assert recipe('a2') == recipe('a2_winner') and recipe('a2', 'aux.a2.input_r=null')['input_r'] is None
