@@ -1,8 +1,7 @@
 """`make bench`: how fast and how big we are, beside plain loops that do the same work; prints a table and writes it as JSON.
 
-A row is declared in ROWS: what we build, which plain loop it is held against, and the target. To add one, write a builder (it returns a callable that
-does some units of work, or a number) and a `Row`. The plain loops are no part of this repository: `baselines=` names their folder, whose
-`measure.compare` takes turns between both in this process, with the same threads. A ratio above 1 is faster than plain.
+The rows are in SpeedRows.py. The plain loops are no part of this repository: `baselines=` names their folder, whose `measure.compare` takes turns
+between both in this process, with the same threads. A ratio above 1 is faster than plain.
 """
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ import gc
 import importlib.util
 import io
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -20,28 +20,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from Benchmarking import replacing
-
-if TYPE_CHECKING:
-    from Datasets.Batch import Batch
-    from Environment import Environment
+from Benchmarking.SpeedRows import ROWS, Bench, Row, Work, counted, env_threads
 
 ROOT = Path(__file__).parents[1]
-
-# The plain DQN's settings, pinned here: no preset's choice for a task changes what is compared
-DEFAULTS = ('~paper@_global_', 'device=cpu')
-DQN = (*DEFAULTS, 'Agent=Agents.DQN', 'task=atari/pong', 'batch_size=32', 'nstep=1', 'lr=1e-4', 'adam_eps=1e-8', 'hidden_dim=512', 'agent.double=true',
-       'agent.dueling=false', 'agent.num_critics=1', 'agent.huber=true', 'agent.depth=1', 'agent.exploration=epsilon', 'agent.epsilon=0.05',
-       'agent.target_tau=1', 'agent.target_per_updates=1000')
-QUIET = ('logger.progress=false', 'logger.tensorboard=false', 'plotting.plot=false', 'plot_per_steps=0', 'evaluate_per_steps=0')
-WARMUP = 1000  # agent steps before the first update, as in the plain loops
-STORED = 100_000  # transitions in the replays that are drawn from
-
 
 @dataclass
 class Options:
@@ -57,236 +44,57 @@ class Options:
     strict: bool = False      # exit code 1 when a target is missed or a row fails
 
 
-@dataclass
-class Bench:
-    """What a builder may use: the options, a folder, and `after` for what is to be closed when its row is done."""
-
-    options: Options
-    folder: Path
-    after: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-
-
-Work = Callable[[], object]  # `per_call`: how many units one call is
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement.
-
-    Args:
-        name: what `rows=` selects by.
-        ours: builds our side: a callable, or for a size the number itself.
-        unit: what is counted, or the number's unit.
-        plain, settings: the plain loop's name and arguments (those with `num_envs` are bare simulators and get our number of threads). Without one the
-            figure itself is held against the target.
-        at_least, at_most: the target, of the ratio (speed, ours / plain) where there is a plain loop.
-        bf16: the target is only demanded of a CPU with bf16 units.
-        note: what is compared, for the JSON and the reader."""
-
-    name: str
-    ours: Callable[[Bench], Work | float]
-    unit: str
-    plain: str = ''
-    settings: dict[str, Any] = field(default_factory=dict)
-    at_least: float | None = None
-    at_most: float | None = None
-    bf16: bool = False
-    note: str = ''
-
-
-# --- our side
-
-def counted(work: Work, per_call: int) -> Work:
-    work.per_call = per_call  # type: ignore[attr-defined]
-    return work
-
-
-def environment(num_envs: int) -> Callable[[Bench], Work]:
-    """Random actions, drawn in advance, through Environment: own stacking, resets, episode records."""
-    def build(bench: Bench) -> Work:
-        import numpy as np
-        lanes = pong(bench, num_envs)
-        lanes.start()
-        actions, i = np.random.default_rng(0).integers(0, 6, (4096, num_envs)), 0
-
-        def step() -> None:
-            nonlocal i
-            i += 1
-            lanes.advance(actions[i & 4095])
-            lanes.pop_episodes()
-        return counted(step, num_envs)
-    return build
-
-
-def pong(bench: Bench, num_envs: int) -> Environment:
-    from Datasets.Suites import make
-    from Environment import Environment
-    lanes = Environment(make('atari', 'pong', num_envs, num_threads=env_threads(bench.options, num_envs)), seed=0)
-    bench.after.callback(lanes.close)
-    return lanes
-
-
-def env_threads(options: Options, num_envs: int) -> int:
-    from Utils import free_cores
-    return options.env_threads or min(free_cores(), num_envs)
-
-
-def atari_replay(bench: Bench, num_envs: int, capacity: int, store: str) -> Any:
-    """An empty replay of Pong's shapes."""
-    from Datasets.Replay import Replay
-    replay = Replay(*atari_specs(), num_envs=num_envs, capacity=capacity, seed=0, reward_clip=1, window=1, store=store,
-                    path=bench.folder / 'replay' if store == 'map' else None)
-    bench.after.callback(replay.discard)
-    return replay
-
-
-def atari_specs() -> tuple[Any, Any]:
-    import torch
-
-    from Datasets.Specs import ActionSpec, ObsSpec
-    return ObsSpec((1, 84, 84), torch.uint8, frame_stack=4), ActionSpec(num_actions=6)
-
-
-def played(num_envs: int, length: int = 64) -> list[dict[str, Any]]:
-    """Columns of vector steps to add: random frames; in every last one of them a lane's game ends."""
-    import numpy as np
-    rng, steps = np.random.default_rng(0), []
-    for i in range(length):
-        ended = np.arange(num_envs) == (0 if i == length - 1 else -1)
-        obs = rng.integers(0, 256, (num_envs, 1, 84, 84), np.uint8)
-        steps.append(dict(action=rng.integers(0, 6, num_envs), reward=np.zeros(num_envs, np.float32), terminated=ended, truncated=np.zeros(num_envs, bool),
-                          obs=obs, first=ended, final_lanes=np.flatnonzero(ended), final_obs=obs[ended]))
-    return steps
-
-
-def add(bench: Bench) -> Work:
-    steps, i = played(16), 0
-    replay = atari_replay(bench, 16, STORED, 'map')
-    replay.begin(steps[0]['obs'])
-
-    def step() -> None:
-        nonlocal i
-        i += 1
-        replay.add(**steps[i & 63])
-    return counted(step, 16)
-
-
-def draw(batch_size: int, store: str) -> Callable[[Bench], Work]:
-    """draw + gather of whole batches, with all their columns."""
-    def build(bench: Bench) -> Work:
-        steps = played(16)
-        replay = atari_replay(bench, 16, STORED + STORED // 64, store)
-        replay.begin(steps[0]['obs'])
-        for i in range(STORED // 16):
-            replay.add(**steps[i & 63])
-        return counted(lambda: replay.gather(replay.draw(batch_size)), 1)
-    return build
-
-
-def replay_bytes(bench: Bench) -> float:
-    """GB of a million transitions in 16 lanes, with the slack that the default checkpoints need."""
-    from Datasets.Replay import Replay
-    from Datasets.RunReplay import slack
-    from Hparams.Compose import compose_args
-    from Utils import Args
-    args = Args(compose_args([*DEFAULTS, 'num_envs=16', 'train_steps=1000000']))
-    return Replay.bytes_needed(*atari_specs(), num_envs=16, capacity=1_000_000, slack=slack(args)) / 1e9
-
-
-def dqn_update(*overrides: str) -> Callable[[Bench], Work]:
-    """The agent that a run would build, on one fixed batch such as the replay hands out."""
-    def build(bench: Bench) -> Work:
-        import torch
-
-        from Hparams.Compose import compose_args
-        from Utils import Args
-        from Utils import build as build_part
-        args = Args(compose_args([*DQN, *overrides]))
-        values = {key: value for key, value in args.items() if not isinstance(value, dict)}
-        obs_spec, action_spec = atari_specs()
-        agent = build_part(args.agent, '', 'agent', obs_spec=obs_spec, action_spec=action_spec, recipes=args.recipes,
-                           **values | {'device': torch.device('cpu')})
-        batch = fixed_batch(args.batch_size)
-        return counted(lambda: agent.update(batch), 1)
-    return build
-
-
-def fixed_batch(size: int) -> Batch:
-    """Random windows of 5 frames, of which obs and next_obs are views, as gathered."""
-    import torch
-
-    from Datasets.Batch import Batch
-    random = torch.Generator().manual_seed(0)
-    windows = torch.randint(0, 256, (size, 5, 84, 84), generator=random, dtype=torch.uint8)
-    return Batch(windows[:, :4], torch.randint(0, 6, (size,), generator=random), torch.randn(size, generator=random), torch.full((size,), 0.99),
-                 windows[:, 1:], torch.arange(size), torch.ones(size))
-
-
-def loop(*overrides: str, steps: int) -> Callable[[Bench], Work]:
-    """A whole run without evaluation: Session's turns, from where learning is under way. One call is `steps` agent steps."""
-    def build(bench: Bench) -> Work:
-        from Hparams.Compose import compose_args
-        from Session import Session
-        values = compose_args([*QUIET, f'root={bench.folder}', f'threads={bench.options.threads}', 'train_steps=1000000000', f'seed_steps={WARMUP}',
-                               f'explore_steps={WARMUP}', 'replay.capacity=20000', 'learn_per_steps=4', 'env_threads=1', *overrides])
-        with contextlib.redirect_stdout(io.StringIO()):
-            session = Session(values)
-        bench.after.callback(session.close)
-
-        def turns() -> None:
-            for _ in range(steps // session.environment.num_envs):
-                session.advance()
-                session.records()
-        while session.step < WARMUP + 8 * steps:
-            turns()
-        return counted(turns, steps)
-    return build
-
-
-ENV_NOTE = 'plain: ale-py vector env alone, engine stack 4 and episodic life; ours: engine unstacked, stacking and life loss in Environment, raw rewards'
-REPLAY_NOTE = f'{STORED:,} transitions in 16 lanes; plain: ring without episode ends, with action and reward columns'
-UPDATE_NOTE = 'Nature CNN, 6 actions, double, Huber, Adam 1e-4; plain is eager fp32 NCHW in every row'
-LOOP_NOTE = 'one update of 32 per 4 steps, double, replay 20k, one thread for the emulators of either side; plain is fp32'
-PLAIN_RING = {'columns': True, 'lanes': 16}
-
-ROWS = [
-    Row('env atari 1', environment(1), 'steps', 'env_atari_1', {'num_envs': 1}, at_least=0.9, note=ENV_NOTE),
-    Row('env atari 16', environment(16), 'steps', 'env_atari_16', {'num_envs': 16}, at_least=0.9, note=ENV_NOTE),
-    Row('replay size', replay_bytes, 'GB', at_most=7.5, note='1,000,000 Atari transitions and the slack of the default checkpoints'),
-    *(Row(f'replay draw {size}{store}', draw(size, store.strip() or 'map'), 'batches', 'replay_ring_atari', PLAIN_RING | {'batch_size': size},
-          at_least=1 / 1.25, note=f'{REPLAY_NOTE}; ours in {"RAM too" if store else "a file-backed map, the default"}')
-      for store in ('', ' ram') for size in (32, 256)),
-    Row('replay add 16', add, 'steps', at_least=30_000, note='16 lanes, a file-backed map'),
-    *(Row(f'dqn update {size} {form}', dqn_update(f'batch_size={size}', *overrides), 'updates', f'dqn_update_b{size}', at_least=at_least,
-          bf16='bf16' in form, note=UPDATE_NOTE)
-      for size in (32, 256)
-      for form, overrides, at_least in (('fp32', (), 1 / 1.05), ('bf16', ('precision=bf16',), 1 / 0.65), ('fp32 compile', ('compile=true',), None),
-                                        ('bf16 compile', ('precision=bf16', 'compile=true'), None))),
-    *(Row(f'loop pong {envs} {precision}', loop(*DQN, f'num_envs={envs}', f'precision={precision}', steps=max(4, envs)), 'steps', plain,
-          at_least=at_least, bf16=precision == 'bf16', note=LOOP_NOTE)
-      for envs, plain, targets in ((1, 'dqn_pong_loop', (1.1, 1.5)), (16, 'dqn_pong_loop_16', (1.25, 1.8)))
-      for precision, at_least in zip(('fp32', 'bf16'), targets)),
-    Row('loop cartpole random', loop(*DEFAULTS, 'Agent=Agents.Random', 'task=gym/CartPole-v1', 'num_envs=1', steps=16), 'steps',
-        note='no learning: all that a step costs'),
-]
-
-
 # --- measuring
 
-def measure(row: Row, bench: Bench, baselines: ModuleType | None, compare: Callable[..., dict[str, Any]] | None) -> dict[str, Any]:
+def measure(row: Row, bench: Bench, options: Options, baselines: ModuleType | None, compare: Callable[..., dict[str, Any]] | None) -> dict[str, Any]:
     """→ ours (and plain, ratio) as medians with their spread, in units per second; a size is as it is."""
-    options = bench.options
     work = row.ours(bench)
     if not callable(work):
         return {'ours': work}
-    if row.plain and baselines and compare:
-        settings = row.settings | ({'num_threads': env_threads(options, row.settings['num_envs'])} if 'num_envs' in row.settings else {})
-        with contextlib.redirect_stdout(io.StringIO()):
-            plain = baselines.build(row.plain, **settings)
+    if compare and (row.beside or (row.plain and baselines)):
+        plain = row.beside(bench) if row.beside else built_apart(row, bench, options) if row.apart else built(row.plain, settings_of(row, options), baselines)
         return compare(plain, work, seconds=options.seconds, repeats=options.repeats)
     work()
     rates = [rate(work, options.seconds) for _ in range(options.repeats)]
     return {'ours': statistics.median(rates), 'spread': [min(rates), max(rates)]}
+
+
+def settings_of(row: Row, options: Options) -> dict[str, Any]:
+    return row.settings | ({'num_threads': env_threads(options, row.settings['num_envs'])} if 'num_envs' in row.settings else {})
+
+
+def built(name: str, settings: dict[str, Any], baselines: Any) -> Work:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return baselines.build(name, **settings)
+
+
+def built_apart(row: Row, bench: Bench, options: Options) -> Work:
+    """The plain loop in a fresh process, which does 20 of its calls for each of ours."""
+    context = multiprocessing.get_context('spawn')
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs, options.baselines, row.plain, settings_of(row, options), options.threads), daemon=True)
+    process.start()
+    theirs.close()
+    bench.after.callback(process.terminate)
+
+    def turn() -> None:
+        pipe.send(20)
+        pipe.recv()
+    return counted(turn, 20 * pipe.recv())
+
+
+def serve(pipe: Any, folder: str, name: str, settings: dict[str, Any], threads: int) -> None:
+    """That process: tells the units of a call, then makes as many calls as it is told, again and again."""
+    import torch
+    torch.set_num_threads(threads)
+    baselines, _ = load_baselines(Path(folder))
+    work = built(name, settings, baselines)
+    pipe.send(getattr(work, 'per_call', 1))
+    with contextlib.suppress(EOFError):
+        while True:
+            for _ in range(pipe.recv()):
+                work()
+            pipe.send(None)
 
 
 def rate(work: Work, seconds: float) -> float:
@@ -301,7 +109,7 @@ def rate(work: Work, seconds: float) -> float:
 
 def verdict(row: Row, result: dict[str, Any], units: bool) -> str:
     """'PASS', 'short', or '' where nothing is demanded. units: the CPU has bf16 units."""
-    figure = result.get('ratio' if row.plain else 'ours')
+    figure = result.get('ratio' if row.plain or row.beside else 'ours')
     if figure is None or (row.at_least is None and row.at_most is None) or (row.bf16 and not units):
         return ''
     return 'PASS' if figure >= (row.at_least or figure) and figure <= (row.at_most or figure) else 'short'
@@ -337,7 +145,7 @@ def one_row(row: Row, options: Options, baselines: ModuleType | None, compare: C
     bench = Bench(options, folder)
     try:
         with bench.after:
-            entry |= measure(row, bench, baselines, compare)
+            entry |= measure(row, bench, options, baselines, compare)
         entry['verdict'] = verdict(row, entry, units)
     except Exception as error:
         entry |= {'error': ' '.join(f'{type(error).__name__}: {error}'.split())[:300], 'verdict': 'error'}

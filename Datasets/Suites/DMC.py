@@ -6,7 +6,6 @@ and the episode's seed, since tasks draw parts of the model (target sizes, terra
 """
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -44,6 +43,11 @@ def import_suite() -> Any:
         if chosen is not None:
             os.environ['MUJOCO_GL'] = chosen
     return suite
+
+
+def import_mujoco() -> Any:
+    import mujoco  # by way of dm_control, and so without a display
+    return mujoco
 
 
 def make(task: str, num_envs: int, **options: Any) -> DMC:
@@ -96,7 +100,7 @@ class DMC(Suite):
         camera = (2 if task.startswith('quadruped') else 0) if camera is None else camera
         if isinstance(camera, bool) or not isinstance(camera, int) or not -1 <= camera < lane.cameras:
             raise ValueError(f'environment.camera={camera!r}: dmc/{task} has cameras 0 to {lane.cameras - 1}, and -1, the free one')
-        self.camera, self.low, self.high = camera, lane.low, lane.high
+        self.camera, self.half, self.middle = camera, (lane.high - lane.low) / 2, (lane.high + lane.low) / 2
         shape = (3, render_size, render_size) if pixels else lane.shape
         limits = (0.0, 255.0) if pixels else (-np.inf, np.inf)
         obs_spec = ObsSpec(shape, torch.uint8 if pixels else torch.float32, *limits, frame_stack=frame_stack or (3 if pixels else 1), stack_pad=stack_pad)
@@ -119,9 +123,13 @@ class DMC(Suite):
         return self.shown.copy()
 
     def send(self, actions: np.ndarray) -> None:
-        self.sent = self.low + (np.clip(actions, -1, 1).astype(np.float64) + 1) * ((self.high - self.low) / 2)
+        self.sent = self.scaled(actions)
         if self.workers:
             self.workers.send(self.sent)
+
+    def scaled(self, actions: np.ndarray) -> np.ndarray:
+        """From [−1, 1] to the task's units, float64."""
+        return np.minimum(np.maximum(actions, np.float64(-1)), 1) * self.half + self.middle
 
     def recv(self) -> Transition:
         answer = self.workers.recv() if self.workers else self.block.step(self.sent)
@@ -141,7 +149,7 @@ class DMC(Suite):
             worker.reset(np.ones(1, bool), np.array([seed]))
             yield worker.obs[0].transpose(1, 2, 0).copy()
             for action in actions:
-                worker.send(self.low + (np.clip(np.asarray(action, np.float64), -1, 1)[None] + 1) * ((self.high - self.low) / 2))
+                worker.send(self.scaled(np.asarray(action)[None]))
                 worker.recv()
                 yield worker.obs[0].transpose(1, 2, 0).copy()
         finally:
@@ -168,17 +176,23 @@ class Block:
         self.terminated, self.truncated = np.zeros((2, len(out)), bool)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> None:
-        for lane, seed in zip(np.flatnonzero(mask), seeds, strict=True):
-            with blamed_on(lane):
-                self.lanes[lane].reset(int(seed))
+        for lane, seed in zip(mask.nonzero()[0].tolist(), seeds.tolist(), strict=True):
+            try:
+                self.lanes[lane].reset(seed)
                 self.show(lane, terrain=True)
+            except Exception as error:
+                error.lane = lane  # type: ignore[attr-defined]
+                raise
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         reward, terminated, truncated = np.empty_like(self.reward), np.empty_like(self.terminated), np.empty_like(self.truncated)
         for lane, action in enumerate(actions):
-            with blamed_on(lane):
+            try:
                 reward[lane], terminated[lane], truncated[lane] = self.lanes[lane].step(action)
                 self.show(lane)
+            except Exception as error:
+                error.lane = lane  # type: ignore[attr-defined]
+                raise
         return reward, terminated, truncated
 
     def show(self, lane: int, terrain: bool = False) -> None:
@@ -202,17 +216,9 @@ class Block:
         self.renderers = []
 
 
-@contextlib.contextmanager
-def blamed_on(lane: int) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        error.lane = int(lane)  # type: ignore[attr-defined]
-        raise
-
-
 class Lane:
-    """One simulation of a task: dm_control's physics and task, stepped here, so that an observation is made once for each action.
+    """One simulation of a task: dm_control's physics and task, stepped here in the order of its `Environment`, without what that does once for
+    each simulated step and we need once for each action: setting the control, looking for warnings, making an observation.
 
     Args:
         task: canonical name.
@@ -238,8 +244,15 @@ class Lane:
         unbounded = high - low >= UNBOUNDED
         self.low, self.high = np.where(unbounded, -1, low), np.where(unbounded, 1, high)
         self.seed, self.steps = 0, 0
+        self.warnings = self.data.warning.number  # how often MuJoCo has complained of what, since the episode began
         self.reset(0)
-        self.shape = (sum(np.size(value) for value in self.task.get_observation(self.physics).values()),)
+        sizes = [np.size(value) for value in self.task.get_observation(self.physics).values()]
+        ends = np.cumsum(sizes).tolist()
+        self.shape, self.slices = (ends[-1],), [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        # as dm_control does: what depends on position and velocity is brought up to date behind a step (2006.12983, page 6)
+        mujoco = import_mujoco()
+        self.step1, self.step2, self.whole_step = mujoco.mj_step1, mujoco.mj_step2, mujoco.mj_step
+        self.runge_kutta = self.model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
 
     def reset(self, seed: int) -> None:
         """Begins the episode that `seed` stands for."""
@@ -247,33 +260,46 @@ class Lane:
         self.task.random.seed(seed)
         with self.physics.reset_context():
             self.task.initialize_episode(self.physics)
+        self.warned = int(self.warnings.sum())
+
+    def simulate(self) -> None:
+        """One control step."""
+        model, data, substeps = self.model, self.data, self.substeps
+        if self.runge_kutta:
+            self.whole_step(model, data, substeps)
+        else:
+            self.step2(model, data)
+            if substeps > 1:
+                self.whole_step(model, data, substeps - 1)
+        self.step1(model, data)
 
     def step(self, action: np.ndarray) -> tuple[float, bool, bool]:
         """→ sum of rewards, terminated, truncated."""
-        physics, task, total = self.physics, self.task, 0.0
+        physics, task, total, terminated, truncated = self.physics, self.task, 0.0, False, False
+        self.data.ctrl[:] = action
         for _ in range(self.action_repeat):
-            task.before_step(action, physics)
-            physics.step(self.substeps)
-            task.after_step(physics)
+            self.simulate()
             total += task.get_reward(physics)
             self.steps += 1
             if self.steps >= self.limit:
-                return total, False, True
+                truncated = True
+                break
             discount = task.get_termination(physics)
             if discount is not None:  # the task's own end: 0 where nothing is to come, else as a time limit
-                return total, discount == 0, discount != 0
-        return total, False, False
+                terminated, truncated = discount == 0, discount != 0
+                break
+        if self.warnings.sum() != self.warned:
+            names = import_mujoco().mjtWarning.__members__
+            raise RuntimeError(f'the physics broke down ({", ".join(name for name, count in zip(names, self.warnings) if count)})')
+        return total, terminated, truncated
 
     def observe(self, out: np.ndarray) -> None:
         """Writes the state vector. out: (D,) float32."""
-        at = 0
-        for value in self.task.get_observation(self.physics).values():
-            value = np.ravel(value)
-            out[at:at + value.size] = value
-            at += value.size
+        for where, value in zip(self.slices, self.task.get_observation(self.physics).values(), strict=True):
+            out[where] = value if np.ndim(value) < 2 else value.ravel()
 
     def get_state(self) -> dict[str, Any]:
-        import mujoco
+        mujoco = import_mujoco()
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         values = np.empty(mujoco.mj_stateSize(self.model, kind))
         mujoco.mj_getState(self.model, self.data, values, kind)
@@ -282,7 +308,7 @@ class Lane:
                 'random_at': [int(position), int(has_gauss), float(gauss)]}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        import mujoco
+        mujoco = import_mujoco()
         self.reset(state['seed'])  # the model as this episode drew it
         mujoco.mj_setState(self.model, self.data, state['physics'].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
         mujoco.mj_forward(self.model, self.data)
