@@ -127,6 +127,8 @@ class Session:
         if state:
             self.restore(state)
         else:
+            for loss in self.agent.losses.values():
+                self.logger.say(str(loss))
             self.start()
         # train_steps was reached before this process began, by more than the last step of a run that was interrupted while it ended
         ended = state is not None and self.finished and (self.complete or self.step - args.num_envs >= args.train_steps)

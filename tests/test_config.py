@@ -99,7 +99,7 @@ def test_the_papers_table_for_several_agents_holds():
             said = table['others'] | table['tasks'].get(task, {})
             values = compose_args([f'task=dmc/{task}', f'Agent={agent}'])
             assert {key: values[key] for key in said} == said
-            assert values['train_steps'] * values['action_repeat'] in (750_000, 2_000_000)
+            assert values['train_steps'] * values['action_repeat'] in (750_000, 2_000_000) and values['evaluate_per_steps'] * values['action_repeat'] == 10_000
     assert compose_args(['task=dmc/walker_walk', 'Agent=SAC', 'action_repeat=3'])['action_repeat'] == 3
     assert compose_args(['task=dmc/cup_catch', 'Agent=AuxiSAC', 'lr=1e-4'])['lr'] == 1e-4
 

@@ -107,6 +107,9 @@ class A2(Auxiliary):
             return ', '.join([*states, *raw, *(f'{encoder}(s_{at[i]})' for i in chosen['s_'])])
         return f"h({text(self.chosen['input'], 'g')}) → {text(self.chosen['output'], 'g′')}"
 
+    def __str__(self) -> str:
+        return f'{super().__str__()}: {self.formula}'
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         window = batch.sequence
         assert window is not None

@@ -134,6 +134,10 @@ class Auxiliary(Block):
         spec = self.parts.action_spec
         return F.one_hot(action, spec.num_actions).float() if spec.num_actions else action.float()
 
+    def __str__(self) -> str:
+        """What a run says of the loss when it begins."""
+        return f'aux.{self.name}: {type(self).__name__} on {self.latent_dim} numbers' + (f', horizon {self.horizon}' if self.horizon else '')
+
     # --- the step
 
     def start(self, lr: float, batch_size: int) -> Auxiliary:

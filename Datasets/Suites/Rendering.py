@@ -71,7 +71,7 @@ def gl_context(height: int, width: int) -> Any:
     """The process's OpenGL context: what MUJOCO_GL says, or EGL where it works and else OSMesa. Raises: RuntimeError: neither does."""
     global _context
     if _context is None:
-        os.environ.setdefault('LP_NUM_THREADS', '1')  # a software renderer would take every core, in each of several processes
+        os.environ.setdefault('LP_NUM_THREADS', '0')  # a software renderer in its caller's thread: its own threads take every core, and a third more time
         wanted = os.environ.get('MUJOCO_GL', '').lower()
         failures = []
         for backend in (wanted,) if wanted in ('egl', 'osmesa', 'glfw') else ('egl', 'osmesa'):

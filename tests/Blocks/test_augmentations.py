@@ -1,11 +1,11 @@
-"""Random shift against an explicit pad-and-crop, intensity against its definition."""
+"""Random shift against an explicit pad-and-crop, crops and intensity against their definitions."""
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from Blocks.Augmentations import Intensity, Null, RandomShift, ShiftIntensity
+from Blocks.Augmentations import AmplitudeNoise, Intensity, Null, RandomCrop, RandomShift, ShiftIntensity
 
 
 def images(b, c=3, h=12, w=10, dtype=torch.uint8):
@@ -129,3 +129,40 @@ def test_acting_sees_the_image_as_it_is(aug):
 def test_no_augmentation():
     x = images(3)
     assert Null((3, 12, 10))(x, torch.Generator()) is x
+
+
+def places(size):
+    """A picture whose two channels tell row and column."""
+    rows = torch.arange(size)[:, None].expand(size, size)
+    return torch.stack([rows, rows.T]).to(torch.uint8)
+
+
+def test_a_random_crop_is_a_window_and_every_place_is_as_likely():
+    """100 → 84: offsets 0 to 16, each of the 17 the same number of times but for chance; one for all channels of a sample."""
+    crop = RandomCrop((2, 100, 100), size=84)
+    seen = crop(places(100).repeat(8000, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert seen.shape == (8000, 2, 84, 84) and crop.output_shape == (2, 84, 84)
+    top, left = seen[:, 0, 0, 0].long(), seen[:, 1, 0, 0].long()
+    for offset in (top, left):
+        counts = torch.bincount(offset, minlength=17).double()
+        assert len(counts) == 17 and ((counts - 8000 / 17) ** 2 / (8000 / 17)).sum() < 39.3  # chi-square, 16 degrees of freedom, 99.9 %
+    assert torch.equal(seen[:, 0, :, 5].long(), top[:, None] + torch.arange(84)) and torch.equal(seen[:, 1, 5].long(), left[:, None] + torch.arange(84))
+
+
+def test_acting_sees_the_middle_and_a_picture_of_that_size_passes():
+    crop = RandomCrop((2, 100, 100), size=84)
+    middle = crop.evaluate(places(100)[None])
+    assert middle.shape == (1, 2, 84, 84) and middle[0, :, 0, 0].tolist() == [8, 8]
+    same_size = RandomCrop((2, 84, 84), size=84)
+    picture = places(84)[None]
+    assert torch.equal(same_size(picture), picture) and torch.equal(same_size.evaluate(picture), picture)
+    with pytest.raises(ValueError, match='Aug=RandomCrop size=84'):
+        RandomCrop((2, 64, 64))
+
+
+def test_amplitude_and_noise():
+    x = torch.full((4000, 3), 2.0)
+    seen = AmplitudeNoise((3,), scale=0.5, noise=0.0)(x, torch.Generator().manual_seed(0))
+    assert (seen[:, 0] == seen[:, 1]).all() and 1.0 <= seen.min() < 1.01 and 2.99 < seen.max() <= 3.0 and seen.mean() == pytest.approx(2, abs=0.03)
+    noisy = AmplitudeNoise((3,), scale=0.0, noise=0.1)(x, torch.Generator().manual_seed(0))
+    assert (noisy - x).std() == pytest.approx(0.1, rel=0.03) and torch.equal(AmplitudeNoise((3,)).evaluate(x), x)

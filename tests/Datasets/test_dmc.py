@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from Datasets.Replay import Replay
+from Datasets.Specs import ActionSpec, ObsSpec
 from Datasets.Suites import Rendering, make
 from Datasets.Suites.DMC import Lane, import_suite
 from Datasets.Suites.Names import dmc_pairs, dmc_tasks, find_task
@@ -306,3 +308,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         make('dmc', 'cheetah_run', 1, **options)
+
+
+def test_a_hundred_thousand_transitions_of_pixels_take_three_gigabytes():
+    """CURL's replay: each frame of 100 × 100 once, not stacks of obs and next_obs (18 GB)."""
+    needed = Replay.bytes_needed(ObsSpec((3, 100, 100), frame_stack=3), ActionSpec((6,)), num_envs=1, capacity=100_000, window=4)
+    assert 3.0e9 < needed < 3.1e9
