@@ -65,12 +65,12 @@ class Agent(nn.Module):
             raise ValueError(f'aux: {type(self).__name__} has no encoder to train; give it one (self.encoder, a Blocks.Encoders.Encoder) or define parts()')
         return Parts(encoder, getattr(self, 'target_encoder', None), getattr(self, 'aug', None) or Null(obs_spec.stacked_shape), obs_spec, action_spec)
 
-    def attach(self, losses: Mapping[str, Mapping[str, Any]], obs_spec: ObsSpec, action_spec: ActionSpec, *, lr: float, batch_size: int) -> None:
+    def attach(self, losses: Mapping[str, Mapping[str, Any]], obs_spec: ObsSpec, action_spec: ActionSpec, **numbers: Any) -> None:
         """Auxiliary losses that `improve` steps after each update.
 
         Args:
             losses: recipes by name.
-            lr, batch_size: where a loss has none of its own.
+            numbers: of the run: lr, batch_size, lr_decay_steps, grad_clip (see Auxiliary.start).
 
         Raises:
             ValueError: an unknown loss or argument, or an agent without anything to train."""
@@ -83,7 +83,7 @@ class Agent(nn.Module):
                 loss = build(recipe, '', f'aux.{name}', parts=parts, name=name, seed=self.seed)
                 if not isinstance(loss, Auxiliary):
                     raise ValueError(f'aux={recipe.get("_target_")}: expected a subclass of Blocks.Auxiliary.Auxiliary')
-                self.auxiliaries[name] = loss.to(self.device).start(lr, batch_size)
+                self.auxiliaries[name] = loss.to(self.device).start(**numbers)
 
     @property
     def losses(self) -> dict[str, Auxiliary]:

@@ -140,9 +140,9 @@ class Auxiliary(Block):
 
     # --- the step
 
-    def start(self, lr: float, batch_size: int) -> Auxiliary:
-        """Makes the optimiser: Adam over the heads and the agent's encoder."""
-        lr = self.lr if self.lr is not None else lr
+    def start(self, *, lr: float, batch_size: int, lr_decay_steps: int = 0, grad_clip: float | None = None) -> Auxiliary:
+        """Makes the optimiser: Adam over the heads and the agent's encoder. The agent's numbers hold where the loss has none of its own."""
+        lr, self.grad_clip = self.lr if self.lr is not None else lr, grad_clip
         self.batch_size = self.batch_size or batch_size
         eyes = [p for p in self.parts.encoder.parameters() if p.requires_grad]
         require(bool(eyes) or not self.weight, f'aux.{self.name}.weight', self.weight,
@@ -150,6 +150,8 @@ class Auxiliary(Block):
         heads = [p for p in self.parameters() if p.requires_grad]
         groups = [{'params': params, 'lr': rate} for params, rate in ((heads, lr), (eyes, lr * self.weight)) if params]
         self.optim = torch.optim.Adam(groups or [{'params': [nn.Parameter(torch.zeros(()))]}], lr=lr, fused=True)
+        if lr_decay_steps:
+            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optim, lr_decay_steps)
         return self
 
     def learn(self, replay: Replay, agent: Any) -> dict[str, Tensor]:
@@ -158,7 +160,7 @@ class Auxiliary(Block):
         batch = replay.sample(self.batch_size, horizon=self.horizon, rng=self.draws)
         with agent.autocast():
             value, metrics = self.loss(batch)
-        optimise(value, self, name=f'{self.name}_loss')
+        optimise(value, self, name=f'{self.name}_loss', grad_clip=self.grad_clip)
         self.follow()
         return {f'{self.name}_loss': value.detach()} | {f'{self.name}_{key}': metric.detach() for key, metric in metrics.items()}
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import Checkpoint
+from Agents.Agent import can_compile
 from Agents.AuxiSAC import AuxiSAC
 from Agents.CURL import CURL
 from Agents.SAC import SAC
@@ -164,6 +165,17 @@ def test_the_order_of_an_update(monkeypatch):
     agent.attach({'curl': {'_target_': 'Blocks.Auxiliary.CURL'}}, VECTOR, BOX, lr=1e-3, batch_size=8)
     agent.improve(filled_replay(VECTOR, BOX))
     assert trace == ['critic_loss', 'actor_loss', 'temperature_loss', 'targets', 'targets', 'curl_loss']
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason='no C++ compiler, or no headers of Python')
+@pytest.mark.parametrize('obs, action', [(VECTOR, BOX), (VECTOR, DISCRETE)])
+def test_compiled_updates_are_the_eager_ones(obs, action):
+    eager, compiled = make(obs, action), make(obs, action, compile=True)
+    for seed in range(3):
+        one, two = (agent.update(batch(obs=obs, action=action, seed=seed)) for agent in (eager, compiled))
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
 # --- who trains what

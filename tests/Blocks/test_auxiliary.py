@@ -401,6 +401,18 @@ def test_the_encoder_moves_by_one_learning_rate_on_the_first_step():
         assert steps.max() <= 1e-3 * weight * 1.01 and steps.median() == pytest.approx(1e-3 * weight, rel=0.01)
 
 
+def test_the_runs_schedule_and_clip_hold_for_losses_too():
+    agent, moved = sac(), []
+    agent.attach({'a2': a2()}, VECTOR, BOX, lr=1e-3, batch_size=16, lr_decay_steps=4, grad_clip=1e-9)
+    loss, replay = agent.auxiliaries['a2'], filled_replay(VECTOR, BOX)
+    rates = []
+    for _ in range(4):
+        rates.append(loss.optim.param_groups[0]['lr'])
+        loss.learn(replay, agent)
+        moved.append(sum(p.grad.square().sum() for group in loss.optim.param_groups for p in group['params']).sqrt().item())
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]) and max(moved) <= 1.01e-9
+
+
 @pytest.mark.parametrize('name', ['curl', 'byol', 'spr'])
 def test_momentum_copies_move_by_exactly_tau(name):
     agent = attached(sac(), VECTOR, BOX, **{name: recipe(name, f'aux.{name}.tau=0.125')})
