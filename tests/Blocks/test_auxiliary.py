@@ -139,7 +139,7 @@ def test_source_and_target_are_laid_out_by_kind(monkeypatch):
     assert seen['target'][b].tolist() == [211] * w + [212] * w + [-202] * 2 + [1200] + [213] * w
 
 
-@pytest.mark.parametrize('losses', [{'a2': a2()}, {'spr': {'_target_': 'Blocks.Auxiliary.SPR', 'horizon': 4}}])
+@pytest.mark.parametrize('losses', [{'a2': a2()}, {'a2': a2(input_a='00', input_r='00')}, {'spr': {'_target_': 'Blocks.Auxiliary.SPR', 'horizon': 4}}])
 def test_sequences_stay_inside_an_episode(losses):
     """Frames tell their episode and time; a sample that counts shows one episode and consecutive times (the released code runs into the next)."""
     spec = ObsSpec((2,), torch.float32, -math.inf, math.inf)
