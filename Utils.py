@@ -79,7 +79,7 @@ def schedule(text: str | float, key: str = 'schedule') -> Callable[[int], float]
 # --- building parts from recipes
 
 # where a short name is looked up, by the last part of its config key: `Null` is an augmentation as `Aug`, an architecture elsewhere
-SHORT_NAMES = {'aug': 'Blocks.Augmentations', 'optim': 'torch.optim', 'scheduler': 'torch.optim.lr_scheduler'}
+SHORT_NAMES = {'aug': 'Blocks.Augmentations', 'views': 'Blocks.Augmentations', 'optim': 'torch.optim', 'scheduler': 'torch.optim.lr_scheduler'}
 
 
 def locate(name: str, where: str = '') -> Any:

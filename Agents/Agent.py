@@ -139,6 +139,10 @@ class Agent(nn.Module):
         Raises: ValueError when the saved agent has other parts or shapes."""
         if set(state['auxiliaries']) != set(self.auxiliaries):
             raise ValueError(f'the saved agent has the auxiliary losses {sorted(state["auxiliaries"])}, this one {sorted(self.auxiliaries)}')
+        ours, saved = ({key: value.shape for key, value in side.items() if key.startswith('auxiliaries.')} for side in (self.state_dict(), state['weights']))
+        if differing := sorted(key for key in ours.keys() | saved.keys() if ours.get(key) != saved.get(key)):
+            _, name, part, *_ = differing[0].split('.')
+            raise ValueError(f'aux.{name} has another {part} than the saved one: resume with the options of aux.{name} that the run was begun with')
         self.load_weights(state['weights'])
         for name, streams in state['auxiliaries'].items():
             self.losses[name].load_streams(streams)
@@ -156,13 +160,16 @@ class Agent(nn.Module):
         self.step, self.update_count = state['step'], state['update_count']
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Those of auxiliary losses are taken as far as both sides have them. Raises: ValueError: other parts or shapes."""
+        """Those of auxiliary losses are taken as far as both sides have them, in the same shape. Raises: ValueError: other parts or shapes."""
         own = {name: value for name, value in self.state_dict().items() if name.startswith('auxiliaries.')}
-        given = {name: value for name, value in weights.items() if name in own or not name.startswith('auxiliaries.')}
+        given = {name: value for name, value in weights.items()
+                 if not name.startswith('auxiliaries.') or (name in own and own[name].shape == value.shape)}
         try:
             self.load_state_dict(own | given, strict=True)
         except RuntimeError as error:
             raise ValueError(f'the saved weights do not fit this agent: {" ".join(str(error).split())[:300]}') from None
+        for name, loss in self.losses.items():
+            loss.begin_copies({key.split('.')[2] for key in given if key.startswith(f'auxiliaries.{name}.')})
 
 
 def can_compile() -> bool:

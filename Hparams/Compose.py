@@ -56,7 +56,7 @@ def swept(overrides: list[str]) -> set[str]:
 
 def unbound(overrides: list[str]) -> list[str]:
     """Hydra first composes a sweep without what is swept: a key of the swept task or agent must not be refused there. Each run checks its own."""
-    return [f'++{one}' if one.startswith(('agent.', 'environment.')) else one for one in overrides]
+    return [f'++{one}' if one.startswith(('agent.', 'environment.', 'aux.')) else one for one in overrides]
 
 
 def plain_args(config: Any, choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,16 +69,10 @@ def plain_args(config: Any, choices: Mapping[str, Any]) -> dict[str, Any]:
     values.pop('hydra', None)
     target = values['agent'].get('_target_') if isinstance(values.get('agent'), dict) else None
     values['agent_name'] = find_agent(str(target)) if target else ''
-    values['plugs'] = [name.rpartition('.')[2] for group in ('aux', 'explore', 'core') for name in chosen(choices.get(group)) if name != 'none']
+    others = [str(choices[group]) for group in ('explore', 'core') if choices.get(group, 'none') != 'none']
+    values['plugs'] = [*(values['aux'] if isinstance(values.get('aux'), dict) else ()), *others]
     check(values)
     return values
-
-
-def chosen(choice: Any) -> list[str]:
-    """The names that were chosen of a group: none, one or several."""
-    if choice is None:
-        return []
-    return [str(name) for name in choice] if OmegaConf.is_list(choice) or isinstance(choice, list) else [str(choice)]
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:

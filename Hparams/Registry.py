@@ -98,7 +98,8 @@ class GraftSource(ConfigSource):
                 return {'defaults': [f'/Agent/{agent}@_global_', '_self_']} if agent != name else None
             return {'agent': {'_target_': agent}}
         if group == 'aux' and '.' in name:
-            return {'aux': {find_loss(name): {'_target_': name, 'weight': 1, 'batch_size': None, 'lr': None, 'tau': None}}}
+            common: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / 'plug' / 'aux.yaml'))
+            return {'aux': {find_loss(name): {'_target_': name, 'horizon': None} | common}}
         if group == 'paper' and '/' in name:
             agent, _, task = name.partition('/')
             agent, (suite, task) = find_agent(agent), find_task(task)

@@ -500,6 +500,17 @@ def test_a_flipped_bit_in_the_runs_own_replay_is_named_and_the_run_can_go_on_wit
     assert said.code == 0 and 'it fills anew, so this is not an exact resume' in said.out and graft.left().state()['step'] == 60
 
 
+@pytest.mark.render
+@pytest.mark.parametrize('backend, message', [('nonsense', 'MUJOCO_GL=nonsense: expected egl or osmesa'),
+                                              ('glfw', 'MUJOCO_GL=glfw does not work here; rendering needs OpenGL')])
+def test_a_renderer_that_does_not_work_is_one_line(graft, monkeypatch, backend, message):
+    monkeypatch.setenv('MUJOCO_GL', backend)
+    monkeypatch.delenv('DISPLAY', raising=False)
+    said = graft.main(*lines('task=dmc/cheetah_run', 'Agent=Random'))
+    assert_one_line(said, message)
+    assert graft.files() == []
+
+
 # --- the machine
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(graft, monkeypatch):

@@ -121,6 +121,22 @@ def test_values_that_follow_from_others(key, overrides, value):
     assert flatten(compose_args(overrides))[key] == value
 
 
+@pytest.mark.parametrize('overrides, plugs', [
+    (['aux=[curl,byol]'], ['curl', 'byol']), (['aux=[spr]'], ['spr']), (['aux=none'], []), (['Agent=Agents.AuxiSAC'], ['a2_winner']),
+    (['Agent=Agents.AuxiSAC', 'aux=[a2_winner,curl]'], ['a2_winner', 'curl']), (['Agent=Agents.AuxiSAC', 'aux=none'], [])])
+def test_a_run_is_named_by_its_losses_alone_or_in_a_list(overrides, plugs):
+    """Hydra does not tell what was chosen of a group where it is a list."""
+    assert compose_args(['task=dmc/cheetah_run', *overrides])['plugs'] == plugs
+
+
+def test_a_users_loss_takes_the_common_options(tmp_path, monkeypatch):
+    (tmp_path / 'mine.py').write_text('')
+    monkeypatch.chdir(tmp_path)
+    options = {'weight': 2, 'batch_size': 8, 'lr': 0.1, 'tau': 0.5, 'latent_dim': 9, 'views': 'RandomShift', 'horizon': 3}
+    values = compose_args(['aux=mine.Loss', *(f'aux.Loss.{key}={value}' for key, value in options.items())])
+    assert values['aux']['Loss'] == {'_target_': 'mine.Loss'} | options and values['plugs'] == ['Loss']
+
+
 # --- names
 
 @pytest.mark.parametrize('task', ['gym/CartPole-v1', 'gym/Pendulum-v1', 'atari/pong'])

@@ -62,6 +62,7 @@ class A2(Auxiliary):
         ValueError: a mask of another length, an empty target, or a source without a state, from which the encoder would learn nothing."""
 
     needs_horizon = 1
+    needs_samples = 2
 
     def __init__(self, horizon: int, input_s: Any, input_a: Any, input_r: Any, input_s_: Any, output_s: Any, output_a: Any, output_r: Any, output_s_: Any,
                  similarity: str = 'mse', negatives: bool = False, target: str = 'momentum', embed_actions: bool = False, embed_rewards: bool = False,

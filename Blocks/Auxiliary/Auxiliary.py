@@ -7,7 +7,8 @@ still learn, and tell how much of what they predict the representation holds; th
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,7 @@ class Auxiliary(Block):
         latent_dim: width of what `encode` and `target` return. action_dim: width of what `actions` returns."""
 
     needs_horizon = 0
+    needs_samples = 1  # of a batch
     vector_views = 'Null'
 
     def __init__(self, *, parts: Parts, name: str = 'aux', seed: int = 0, weight: float = 1.0, horizon: int | None = None, batch_size: int | None = None,
@@ -68,10 +70,10 @@ class Auxiliary(Block):
         where = f'aux.{name}'
         self.parts, self.name, self.weight = parts, name, weight
         self.horizon = self.needs_horizon if horizon is None else horizon
-        require(weight >= 0, f'{where}.weight', weight, '0 or more')
+        require(0 <= weight < math.inf, f'{where}.weight', weight, '0 or more')
         require(self.horizon >= self.needs_horizon, f'{where}.horizon', horizon, f'{self.needs_horizon} or more')
         require(batch_size is None or batch_size >= 1, f'{where}.batch_size', batch_size, '1 or more')
-        require(lr is None or lr >= 0, f'{where}.lr', lr, '0 or more')
+        require(lr is None or 0 <= lr < math.inf, f'{where}.lr', lr, '0 or more')
         require(latent_dim is None or latent_dim >= 1, f'{where}.latent_dim', latent_dim, '1 or more')
         require(tau is None or 0 < tau <= 1, f'{where}.tau', tau, 'more than 0, at most 1')
         self.batch_size, self.lr, self.tau = batch_size, lr, tau
@@ -90,7 +92,8 @@ class Auxiliary(Block):
         if views is None and spec.is_image and type(self.parts.aug).__name__ != 'Null':
             return self.parts.aug
         name = views or ('RandomShift' if spec.is_image else self.vector_views)
-        made = build({'_target_': name}, '', f'{where}.aug', input_shape=spec.stacked_shape)
+        made = build({'_target_': name}, '', f'{where}.views', input_shape=spec.stacked_shape)
+        require(hasattr(made, 'output_shape'), f'{where}.views', name, 'one of Blocks.Augmentations, or one that tells its output_shape')
         seen = tuple(self.parts.aug.output_shape)  # type: ignore[arg-type]
         require(tuple(made.output_shape) == seen, f'{where}.views', name, f'an augmentation that shows the encoder {seen}, not {made.output_shape}')
         return made
@@ -144,6 +147,8 @@ class Auxiliary(Block):
         """Makes the optimiser: Adam over the heads and the agent's encoder. The agent's numbers hold where the loss has none of its own."""
         lr, self.grad_clip = self.lr if self.lr is not None else lr, grad_clip
         self.batch_size = self.batch_size or batch_size
+        require(self.batch_size >= self.needs_samples, f'aux.{self.name}.batch_size', self.batch_size, f'{self.needs_samples} or more (batch norm)')
+        require(type(self).loss is not Auxiliary.loss, f'aux.{self.name}', type(self).__name__, 'a subclass of Auxiliary that defines loss(batch)')
         eyes = [p for p in self.parts.encoder.parameters() if p.requires_grad]
         require(bool(eyes) or not self.weight, f'aux.{self.name}.weight', self.weight,
                 '0, as this encoder has nothing to train; or an encoder that has: encoder=ofe, encoder=mlp')
@@ -159,10 +164,25 @@ class Auxiliary(Block):
         assert self.batch_size is not None
         batch = replay.sample(self.batch_size, horizon=self.horizon, rng=self.draws)
         with agent.autocast():
-            value, metrics = self.loss(batch)
+            value, metrics = self.checked(self.loss(batch))
         optimise(value, self, name=f'{self.name}_loss', grad_clip=self.grad_clip)
         self.follow()
-        return {f'{self.name}_loss': value.detach()} | {f'{self.name}_{key}': metric.detach() for key, metric in metrics.items()}
+        return {f'{self.name}_loss': value.detach()} | {f'{self.name}_{key}': torch.as_tensor(metric).detach() for key, metric in metrics.items()}
+
+    def checked(self, told: Any) -> tuple[Tensor, Mapping[str, Any]]:
+        """What `loss` returned, metrics or not. Raises: ValueError: no scalar with a gradient."""
+        value, metrics = told if isinstance(told, tuple) and len(told) == 2 else (told, {})
+        if not (isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad and isinstance(metrics, Mapping)):
+            shown = f'a tensor {tuple(value.shape)}{"" if value.requires_grad else " without gradient"}' if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f'aux.{self.name}: {type(self).__name__}.loss returned {shown}; expected a scalar tensor with a gradient, alone or with a '
+                             'dict of metrics')
+        return value.squeeze(), metrics
+
+    def begin_copies(self, loaded: Collection[str]) -> None:
+        """After weights were loaded that held only the parts that begin with `loaded`: copies that they lacked begin as what they follow."""
+        for twin, online in [('own_target', self.parts.encoder), *((twin, getattr(self, online)) for twin, online in self.copies)]:
+            if getattr(self, twin, None) is not None and twin not in loaded:
+                follow(getattr(self, twin), online, 1)
 
     def follow(self) -> None:
         """Moves the momentum copies that are the loss's own by tau."""

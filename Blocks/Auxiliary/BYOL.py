@@ -22,6 +22,7 @@ class BYOL(Auxiliary):
         projection_dim, hidden_dim: of projector and predictor."""
 
     vector_views = 'AmplitudeNoise'
+    needs_samples = 2
 
     def __init__(self, projection_dim: int = 256, hidden_dim: int = 512, **settings: Any) -> None:
         super().__init__(**settings)

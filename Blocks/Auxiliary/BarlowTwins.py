@@ -18,6 +18,7 @@ class BarlowTwins(Auxiliary):
         redundancy: λ."""
 
     vector_views = 'AmplitudeNoise'
+    needs_samples = 2
 
     def __init__(self, projection_dim: int = 512, redundancy: float = 0.0051, **settings: Any) -> None:
         super().__init__(**settings)

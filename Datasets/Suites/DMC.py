@@ -6,6 +6,7 @@ and the episode's seed, since tasks draw parts of the model (target sizes, terra
 """
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from Datasets.Specs import ActionSpec, ObsSpec
 from Datasets.Suites.Names import dmc_pairs, find_dmc
 from Datasets.Suites.Names import dmc_tasks as tasks
 from Datasets.Suites.Names import find_dmc as find_task
-from Datasets.Suites.Rendering import QUALITIES, Renderer
+from Datasets.Suites.Rendering import QUALITIES, Renderer, import_without_display
 from Datasets.Suites.Suite import Suite, Transition, check_at_least, given
 from Datasets.Suites.Workers import Workers
 
@@ -29,25 +30,16 @@ UNBOUNDED = 1e9  # LQR's actuators have no limits (dm_control writes ±1e10): ac
 
 
 def import_suite() -> Any:
-    """dm_control.suite, without its renderers: they would open a display here, and processes that are forked later could not use theirs."""
-    chosen = os.environ.get('MUJOCO_GL')
-    os.environ['MUJOCO_GL'] = 'disable'
+    """dm_control.suite, without its renderers."""
+    logging.getLogger('absl').setLevel(logging.ERROR)  # about the XML of its own models
     try:
-        import logging
-        logging.getLogger('absl').setLevel(logging.ERROR)  # about the XML of its own models
-        from dm_control import suite
+        return import_without_display('dm_control.suite')
     except ImportError as error:
         raise ImportError(f'task=dmc/... needs dm_control: pip install dm_control==1.0.50 "mujoco<4" ({error})') from error
-    finally:
-        os.environ.pop('MUJOCO_GL')
-        if chosen is not None:
-            os.environ['MUJOCO_GL'] = chosen
-    return suite
 
 
 def import_mujoco() -> Any:
-    import mujoco  # by way of dm_control, and so without a display
-    return mujoco
+    return import_without_display('mujoco')
 
 
 def make(task: str, num_envs: int, **options: Any) -> DMC:
@@ -60,8 +52,7 @@ def make(task: str, num_envs: int, **options: Any) -> DMC:
 
     Raises:
         ValueError: an unknown task or option, or a value out of range.
-        ImportError: dm_control is not installed.
-        RuntimeError: obs=pixels on a machine without OpenGL.
+        ImportError: dm_control is not installed, or obs=pixels on a machine without OpenGL.
     """
     return DMC(find_dmc(task), num_envs, **given(options, DMC))
 
@@ -167,7 +158,7 @@ class Block:
         size: of a frame in pixels; 0 shows the state.
 
     Raises:
-        ValueError: a camera that the model does not have. RuntimeError: no OpenGL."""
+        ValueError: a camera that the model does not have. ImportError: no OpenGL."""
 
     def __init__(self, build_lane: Any, out: np.ndarray, *, size: int, camera: int, quality: str) -> None:
         self.out, self.lanes = out, [build_lane() for _ in out]

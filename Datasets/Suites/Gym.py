@@ -15,6 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from Datasets.Specs import ActionSpec, ObsSpec
 from Datasets.Suites.Names import find_gym as find_task
 from Datasets.Suites.Names import gym_tasks as tasks
+from Datasets.Suites.Rendering import import_without_display
 from Datasets.Suites.Suite import Suite, Transition, check_at_least, given
 
 __all__ = ['Gym', 'find_task', 'make', 'tasks']
@@ -239,7 +240,7 @@ def action(space: spaces.Space, task: str) -> tuple[ActionSpec, Callable[[np.nda
 
 def hush_mujoco() -> None:
     """Sends MuJoCo's warnings through Python's, not to the terminal and a MUJOCO_LOG.TXT where the user stands; those about old XML go nowhere."""
-    import mujoco
+    mujoco = import_without_display('mujoco')
 
     def warn(message: str) -> None:
         if 'deprecated' not in message:

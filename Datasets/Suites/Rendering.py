@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 QUALITIES = ('full', 'near', 'fast')
+BACKENDS = ('egl', 'osmesa', 'glfw')  # the first two need no screen
 NO_RENDERER = 'needs OpenGL: apt install libegl1 libgl1 (EGL, with or without a GPU) or apt install libosmesa6 (OSMesa)'
 
 
@@ -25,10 +26,10 @@ class Renderer:
             nor smooth edges, for tests: one in seven differs.
 
     Raises:
-        RuntimeError: this machine has no OpenGL that works without a screen."""
+        ImportError: this machine has no OpenGL that works without a screen."""
 
     def __init__(self, model: Any, height: int, width: int, camera: int = 0, quality: str = 'full') -> None:
-        import mujoco
+        mujoco = import_without_display('mujoco')
         self.mujoco, self.model, self.rect = mujoco, model, mujoco.MjrRect(0, 0, width, height)
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         if quality == 'near':
@@ -68,13 +69,15 @@ _context: Any = None  # one for the process: several models may share it
 
 
 def gl_context(height: int, width: int) -> Any:
-    """The process's OpenGL context: what MUJOCO_GL says, or EGL where it works and else OSMesa. Raises: RuntimeError: neither does."""
+    """The process's OpenGL context: what MUJOCO_GL says, or EGL where it works and else OSMesa. Raises: ImportError: neither does."""
     global _context
     if _context is None:
         os.environ.setdefault('LP_NUM_THREADS', '0')  # a software renderer in its caller's thread: its own threads take every core, and a third more time
         wanted = os.environ.get('MUJOCO_GL', '').lower()
         failures = []
-        for backend in (wanted,) if wanted in ('egl', 'osmesa', 'glfw') else ('egl', 'osmesa'):
+        if wanted not in ('', *BACKENDS):
+            raise ImportError(f'MUJOCO_GL={wanted}: expected {" or ".join(BACKENDS)}, or leave it unset')
+        for backend in (wanted,) if wanted else BACKENDS[:2]:
             os.environ.pop('PYOPENGL_PLATFORM', None)
             try:
                 _context = importlib.import_module(f'mujoco.{backend}').GLContext(width, height)
@@ -82,5 +85,19 @@ def gl_context(height: int, width: int) -> Any:
             except Exception as error:  # a library that is missing, or one of its many ways to fail
                 failures.append(f'{backend}: {" ".join(str(error).split())[:120] or type(error).__name__}')
         else:
-            raise RuntimeError(f'rendering {NO_RENDERER} ({"; ".join(failures)})')
+            forced = f'MUJOCO_GL={wanted} does not work here; ' if wanted else ''
+            raise ImportError(f'{forced}rendering {NO_RENDERER} ({"; ".join(failures)})')
     return _context
+
+
+def import_without_display(name: str) -> Any:
+    """A package that brings MuJoCo, without the display that MuJoCo and dm_control would open at import where MUJOCO_GL says which: processes that are
+    forked later could not use theirs, and a state task needs none."""
+    chosen = os.environ.get('MUJOCO_GL')
+    os.environ['MUJOCO_GL'] = 'disable'
+    try:
+        return importlib.import_module(name)
+    finally:
+        os.environ.pop('MUJOCO_GL')
+        if chosen is not None:
+            os.environ['MUJOCO_GL'] = chosen

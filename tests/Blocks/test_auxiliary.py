@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from Agents.DQN import DQN
-from Blocks.Auxiliary import A2
+from Blocks.Auxiliary import A2, Auxiliary
 from Blocks.Auxiliary.A2 import decode, similarity_loss
 from Blocks.Auxiliary.SPR import renormalise
 from Datasets.Batch import Batch, Sequence
@@ -94,6 +94,52 @@ def test_wrong_losses_are_named(change, key):
     with pytest.raises(ValueError) as error:
         attached(sac(), VECTOR, BOX, a2=a2(**change))
     assert key in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['a2_winner', 'byol', 'barlow_twins'])
+def test_batch_norm_wants_two_samples(name):
+    with pytest.raises(ValueError, match=rf'aux.{name}.batch_size=1: expected 2 or more'):
+        attached(sac(), VECTOR, BOX, batch_size=1, **{name: recipe(name)})
+
+
+class Told(Auxiliary):
+    """A user's loss that returns what it is asked to."""
+
+    answer = None
+
+    def loss(self, batch):
+        return self.answer(self.encode(batch.obs))
+
+
+@pytest.mark.parametrize('answer, message', [
+    (lambda z: z.mean(1), r'returned a tensor \(16,\)'), (lambda z: z.mean().detach(), r'returned a tensor \(\) without gradient'),
+    (lambda z: 0.5, 'returned float'), (lambda z: None, 'returned NoneType'), (lambda z: (z.mean(), [1]), 'expected a scalar tensor')])
+def test_a_loss_that_is_none_is_told_by_name(answer, message):
+    agent = attached(sac(), VECTOR, BOX, mine={'_target_': 'tests.Blocks.test_auxiliary.Told'})
+    agent.losses['mine'].answer = answer
+    with pytest.raises(ValueError, match=f'aux.mine: Told.loss.*{message}'):
+        agent.improve(filled_replay(VECTOR, BOX))
+    agent.losses['mine'].answer = lambda z: z.square().mean()  # metrics are not needed
+    assert agent.improve(filled_replay(VECTOR, BOX))['mine_loss'] > 0
+    agent.losses['mine'].answer = lambda z: (z.square().mean(), {'three': 3.0})
+    assert agent.improve(filled_replay(VECTOR, BOX))['mine_three'] == 3
+
+
+def test_a_loss_without_a_loss_is_refused_at_once():
+    with pytest.raises(ValueError, match='aux.mine=Auxiliary: expected a subclass of Auxiliary that defines loss'):
+        attached(sac(), VECTOR, BOX, mine={'_target_': 'Blocks.Auxiliary.Auxiliary'})
+
+
+def test_weights_of_another_loss_leave_copies_at_what_they_follow():
+    """`load_path` of a run with other losses, or the same with other masks: the encoder is taken, and so are momentum copies of it."""
+    source = attached(sac(seed=1), VECTOR, BOX, a2=a2())
+    for losses in ({'byol': recipe('byol')}, {'a2': a2(output_s='00', tau=0.5)}):
+        agent = attached(sac(seed=2), VECTOR, BOX, **losses)
+        agent.load_weights(source.state_dict())
+        (loss,) = agent.losses.values()
+        assert same(parameters(agent.encoder), parameters(source.encoder)) and same(parameters(loss.own_target), parameters(source.encoder))
+        with pytest.raises(ValueError, match=r"aux.a2 has another \w+ than the saved one|the auxiliary losses \['a2'\], this one \['byol'\]"):
+            agent.load_state(source.state())
 
 
 @pytest.mark.parametrize('arguments, message', [
