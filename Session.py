@@ -158,7 +158,7 @@ class Session:
             common['encoder'] = 'ofe'  # vectors need no encoder, an auxiliary loss does
         try:
             agent = build(args.agent, '', 'agent', obs_spec=obs_spec, action_spec=action_spec, recipes=args.recipes, **common)
-            agent.attach(args.aux, obs_spec, action_spec, **{key: args[key] for key in ('lr', 'batch_size', 'lr_decay_steps', 'grad_clip')})
+            agent.attach(args.aux, obs_spec, action_spec, **{key: args[key] for key in ('lr', 'batch_size', 'lr_decay_steps', 'grad_clip', 'adam_eps')})
             return agent
         except RuntimeError as error:  # torch has no class of its own for this
             if re.search('memory|overflow', str(error)):

@@ -56,11 +56,13 @@ class SAC(Agent):
         log_std_min, log_std_max: of the Gaussian before the squash.
         detach_encoder: the critic trains the projection alone. actor_trains_encoder: the actor's loss reaches the eyes too.
         normalise_obs: vectors by running moments.
+        ema: act with moving averages of encoder and actor.
         explore_steps: agent steps of uniform actions."""
 
     def __init__(self, *, obs_spec: ObsSpec, action_spec: ActionSpec, recipes: dict[str, Any], encoder: str = 'auto', encoder_hidden_dim: int = 256,
                  encoder_layers: int = 1, batch_size: int = 256, nstep: int = 1, lr: float = 3e-4, weight_decay: float = 0.0, adam_eps: float = 1e-8,
-                 lr_decay_steps: int = 0, grad_clip: float | None = None, explore_steps: int = 1000, hidden_dim: int = 256, depth: int = 2,
+                 lr_decay_steps: int = 0, grad_clip: float | None = None, ema: bool = False, ema_decay: float = 0.99,
+                 explore_steps: int = 1000, hidden_dim: int = 256, depth: int = 2,
                  trunk_dim: int = 50, layer_norm: bool = False, num_critics: int = 2, critic_tau: float = 0.005, encoder_tau: float = 0.05,
                  target_per_updates: int = 1, actor_per_updates: int = 1, init_temperature: float = 0.1, learn_temperature: bool = True,
                  target_entropy: float | None = None, temperature_lr: float | None = None, temperature_beta: float = 0.9, log_std_min: float = -10.0,
@@ -101,6 +103,8 @@ class SAC(Agent):
         self.temperature.equip({}, 'agent', **optim | {'lr': lr if temperature_lr is None else temperature_lr, 'weight_decay': 0.0},
                                betas=(temperature_beta, 0.999))
         self.target_encoder, self.target_critic = self.encoder.frozen_copy(), self.critic.frozen_copy()
+        # what acts: the learners, or their moving averages
+        self.ema_encoder, self.ema_actor, self.ema_decay = self.encoder.frozen_copy() if ema else None, self.actor.frozen_copy() if ema else None, ema_decay
         self.critic_loss = self.maybe_compiled(self.soft_critic_loss)
         self.actor_loss = self.maybe_compiled(self.soft_actor_loss)
 
@@ -112,7 +116,8 @@ class SAC(Agent):
             self.encoder.observe(step.obs)
             if self.step < self.explore_steps:
                 return uniform_action(self.action_spec, step.obs.shape[0], self.acting), {}, state
-        policy = self.actor(self.encoder.features(self.aug.evaluate(step.obs)))
+        encoder, actor = self.ema_encoder or self.encoder, self.ema_actor or self.actor
+        policy = actor(encoder.features(self.aug.evaluate(step.obs)))
         if greedy:
             return policy.best, {}, state
         return policy.sample(self.acting) if self.discrete else policy.sample(self.noise(step.obs.shape[0], self.acting))[0], {}, state
@@ -138,6 +143,9 @@ class SAC(Agent):
         if self.update_count % self.target_per_updates == 0:
             follow(self.target_critic, self.critic, self.critic_tau)
             follow(self.target_encoder, self.encoder, self.encoder_tau)
+        if self.ema_encoder is not None and self.ema_actor is not None:
+            follow(self.ema_encoder, self.encoder, 1 - self.ema_decay)
+            follow(self.ema_actor, self.actor, 1 - self.ema_decay)
         return metrics
 
     def soft_critic_loss(self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, weight: Tensor | None, alpha: Tensor,

@@ -62,7 +62,9 @@ class Encoder(Block):
         self.projection = build(recipe.get('projection'), projection, 'recipes.encoder.projection', input_shape=tuple(self.pool.output_shape),
                                 output_dim=projection_dim)
         self.repr_shape = tuple(self.projection.output_shape)
-        self.normaliser = ObservationNormaliser(shape) if normalise and not self.is_image else None
+        if normalise and self.is_image:
+            raise ValueError('normalise_obs=true: this task shows images, which are scaled to 0–1 as they are')
+        self.normaliser = ObservationNormaliser(shape) if normalise else None
         if self.is_image:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.3 × on CPU in fp32, more with bf16
 

@@ -61,7 +61,8 @@ class RunReplay:
             ring = state['replay']['layout']['ring'] if state else read_layout(self.path)['ring']
             return {'capacity': ring['rows'] * ring['num_envs'], 'slack': ring['slack'], 'window': ring['window']}
         stored = read_layout(self.source)['ring'] if self.source else {'rows': 0, 'num_envs': 0}
-        return {'capacity': capacity(args, stored['rows'] * stored['num_envs']), 'slack': slack(args), 'window': max(args.nstep, horizon)}
+        rows = capacity(args, stored['rows'] * stored['num_envs'])
+        return {'capacity': rows, 'slack': slack(args), 'window': max(args.nstep, min(horizon, rows // args.num_envs))}
 
     def on_disk(self) -> Path | None:
         """The folder of the replay, where there is to be one."""

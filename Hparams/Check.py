@@ -184,6 +184,8 @@ def check_obs(values: Mapping[str, Any]) -> None:
     tree: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / 'task' / f'{values["suite"]}.yaml'))
     if values['obs'] not in (None, tree['obs']) and 'obs' not in tree['environment']:
         raise ConfigError(f'obs={values["obs"]}: task={values["suite"]}/… has no other than obs={tree["obs"]}')
+    if values['environment'].get('obs', values['obs']) != values['obs']:
+        raise ConfigError(f'environment.obs={values["environment"]["obs"]}: write obs={values["environment"]["obs"]}, on which presets rest too')
 
 
 def check_patterns(flat: Mapping[str, Any]) -> None:

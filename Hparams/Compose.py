@@ -129,12 +129,15 @@ def unknown_choice(group: str, name: str, options: Sequence[str]) -> str:
 
 def help_text() -> str:
     shipped = ', '.join(agents())
+
+    def losses() -> list[str]:
+        return sorted(file.stem for file in (FOLDER / 'aux').glob('*.yaml') if file.stem != 'none')
     return f"""Graft: any agent, any auxiliary loss, any exploration bonus, any memory, from the command line.
 
   python Run.py [key=value …]        bare: Agent=Agents.DQN task=atari/pong
 
 suites    {', '.join(f'task={suite}/…' for suite in FIND)}
-          atari: any game ale-py ships; gym: any Gymnasium id with Box or Discrete spaces
+          atari: any game ale-py ships; dmc: any task of dm_control.suite, obs=pixels|state; gym: any Gymnasium id with Box or Discrete spaces
 agents    {shipped}; your own: Agent=my_package.MyAgent
 
 flags     train_steps=N seed=N num_envs=N          how long, which seed, how many lanes
@@ -144,6 +147,8 @@ flags     train_steps=N seed=N num_envs=N          how long, which seed, how man
           evaluate_per_steps=N evaluate_episodes=N log_video=true
           save_per_steps=N replay.save=true offline=true
           precision=bf16 compile=true device=cuda
+          aux=NAME aux=[NAME,NAME] aux.NAME.KEY=…  auxiliary losses, on any agent: {', '.join(losses())}; your own: aux=my_package.MyLoss
+          encoder=auto|pixel|nature|mlp|ofe|identity
           Eyes=NAME Aug=NAME agent.KEY=… +agent.KEY=… environment.KEY=…
           all of them with their meaning: Hparams/args.yaml
 

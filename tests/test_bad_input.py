@@ -101,6 +101,7 @@ REFUSED = {
     'task=dmm/cheetah_run': ("no suite 'dmm'", 'atari, dmc, gym'),
     'task=dmc/cheeta_run': ('dmc/cheetah_run',),
     'task=gym/Pendulum obs=pixels': ('obs=pixels: task=gym/… has no other than obs=state',),
+    'task=dmc/cheetah_run environment.obs=state': ('environment.obs=state: write obs=state',),
     'obs=images': ('obs=images: expected one of pixels, state',),
     'encoder=cnn': ('encoder=cnn: expected one of auto, pixel',),
     'task=pong': ("no suite 'pong'",),

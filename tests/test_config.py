@@ -291,7 +291,7 @@ def test_examples_and_flags_of_the_help_exist(graft):
             compose_args(overrides)
     flags = out.partition('flags')[2].partition('examples')[0]
     named = {word.partition('=')[0].lstrip('+') for word in flags.split() if '=' in word}
-    assert len(named) > 20 and named - {'agent.KEY', 'environment.KEY'} <= set(defaults()) | {'task', 'Agent'}
+    assert len(named) > 20 and named - {'agent.KEY', 'aux.NAME.KEY', 'environment.KEY'} <= set(defaults()) | {'task', 'Agent'}
 
 
 def test_multirun_never_shares_a_folder(graft):

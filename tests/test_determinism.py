@@ -64,11 +64,12 @@ def watched(tmp_path_factory):
 @pytest.mark.parametrize('task, options', [
     ('dmc/cheetah_run', ('obs=state', 'Agent=SAC', 'aux=[a2_winner,curl]', 'encoder=ofe')), ('dmc/cheetah_run', ('obs=state', 'Agent=SAC', 'aux=byol')),
     ('gym/CartPole-v1', ('Agent=DQN', 'aux=[spr,barlow_twins]')), ('atari/pong', ('Agent=DQN', 'aux=curl')),
+    ('gym/CartPole-v1', ('Agent=DQN', 'aux=spr', 'aux.spr.horizon=30', 'replay.capacity=60', 'num_envs=4')),
     ('dmc/cheetah_run', ('Agent=SAC', 'aux=a2_winner_v', 'Aug=RandomCrop', '+recipes.aug.size=28', '+recipes.encoder.eyes.out_channels=4'))], ids=str)
 def test_a_loss_of_weight_0_changes_nothing_of_the_run(task, options, tmp_path):
     """Weights, optimisers, replay and actions are those of aux=none, to the bit."""
     names = next(line for line in options if line.startswith('aux=')).removeprefix('aux=').strip('[]').split(',')
-    plain = values(tmp_path / 'plain', task, *SHORT, *(line for line in options if not line.startswith('aux=')))
+    plain = values(tmp_path / 'plain', task, *SHORT, *(line for line in options if not line.startswith('aux')))
     watched = values(tmp_path / 'watched', task, *SHORT, *options, *(f'aux.{name}.weight=0' for name in names))
     complete(plain)
     complete(watched)

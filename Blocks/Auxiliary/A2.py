@@ -38,6 +38,8 @@ def decode(mask: Any, length: int, key: str) -> tuple[int, ...]:
     if mask is None:
         return ()
     text = ''.join(map(str, mask)) if isinstance(mask, (list, tuple)) else str(mask)
+    if isinstance(mask, (list, tuple)) and any(str(one) not in ('0', '1') for one in mask):
+        raise ValueError(f'{key}={mask}: expected a list of {length} zeros and ones')
     if isinstance(mask, bool) or not re.fullmatch(f'[01]{{{length}}}', text):
         hint = f'; write it in quotes, {key}="{"0" * (length - 1)}1": YAML takes 0111 for an octal number' if type(mask) in (int, float) else ''
         raise ValueError(f'{key}={mask}: expected {length} characters, each 0 or 1{hint}')

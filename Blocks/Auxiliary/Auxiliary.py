@@ -143,7 +143,7 @@ class Auxiliary(Block):
 
     # --- the step
 
-    def start(self, *, lr: float, batch_size: int, lr_decay_steps: int = 0, grad_clip: float | None = None) -> Auxiliary:
+    def start(self, *, lr: float, batch_size: int, lr_decay_steps: int = 0, grad_clip: float | None = None, adam_eps: float = 1e-8) -> Auxiliary:
         """Makes the optimiser: Adam over the heads and the agent's encoder. The agent's numbers hold where the loss has none of its own."""
         lr, self.grad_clip = self.lr if self.lr is not None else lr, grad_clip
         self.batch_size = self.batch_size or batch_size
@@ -154,7 +154,7 @@ class Auxiliary(Block):
                 '0, as this encoder has nothing to train; or an encoder that has: encoder=ofe, encoder=mlp')
         heads = [p for p in self.parameters() if p.requires_grad]
         groups = [{'params': params, 'lr': rate} for params, rate in ((heads, lr), (eyes, lr * self.weight)) if params]
-        self.optim = torch.optim.Adam(groups or [{'params': [nn.Parameter(torch.zeros(()))]}], lr=lr, fused=True)
+        self.optim = torch.optim.Adam(groups or [{'params': [nn.Parameter(torch.zeros(()))]}], lr=lr, eps=adam_eps, fused=True)
         if lr_decay_steps:
             self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optim, lr_decay_steps)
         return self
@@ -163,7 +163,8 @@ class Auxiliary(Block):
         """One step on a batch of the loss's own. agent: for its precision. → metrics by name."""
         assert self.batch_size is not None
         batch = replay.sample(self.batch_size, horizon=self.horizon, rng=self.draws)
-        with agent.autocast():
+        with torch.random.fork_rng([agent.device] if agent.device.type == 'cuda' else []), agent.autocast():
+            torch.manual_seed(int(self.draws.integers(2 ** 63)))  # of losses and eyes that draw from torch's own stream
             value, metrics = self.checked(self.loss(batch))
         optimise(value, self, name=f'{self.name}_loss', grad_clip=self.grad_clip)
         self.follow()

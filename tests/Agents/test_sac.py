@@ -1,4 +1,5 @@
 """SAC: the squashed Gaussian against torch's distributions, one update against a float64 re-implementation, who trains what, pixels."""
+import contextlib
 import copy
 import itertools
 import math
@@ -125,6 +126,16 @@ def test_an_update_is_that_of_the_papers_equations(discrete, encoder):
     # Adam's first step is one learning rate against the sign of d/d log α of −α (log π + target)
     sign = math.copysign(1, -log_prob.mean().item() - wanted)
     assert agent.temperature.log_alpha.item() == pytest.approx(math.log(0.2) - 1e-3 * sign, abs=1e-6)
+
+
+def test_moving_averages_act():
+    agent, step = make(ema=True, ema_decay=0.9), look(5)
+    start = parameters(agent.actor)
+    agent.update(batch(action=BOX))
+    for old, average, online in zip(start, parameters(agent.ema_actor), parameters(agent.actor), strict=True):
+        torch.testing.assert_close(average, old + 0.1 * (online - old), rtol=0, atol=1e-7)
+    assert torch.equal(agent.act(step, greedy=True)[0], agent.ema_actor(agent.ema_encoder.features(step.obs)).best)
+    assert not torch.equal(agent.act(step, greedy=True)[0], agent.actor(agent.encoder.features(step.obs)).best)
 
 
 def test_the_temperature_falls_while_the_policy_is_more_random_than_it_should_be():
@@ -308,7 +319,8 @@ def test_observations_are_normalised_by_what_was_acted_on():
 
 OPTIONS = {'obs': [VECTOR, PIXELS], 'action': [BOX, DISCRETE], 'encoder': ['auto', 'other'], 'precision': ['fp32', 'bf16'], 'nstep': [1, 3],
            'num_critics': [1, 2, 3], 'detach_encoder': [False, True], 'actor_trains_encoder': [False, True], 'normalise_obs': [False, True],
-           'learn_temperature': [True, False], 'grad_clip': [None, 1.0], 'layer_norm': [False, True], 'depth': [0, 2], 'lr_decay_steps': [0, 10]}
+           'learn_temperature': [True, False], 'ema': [False, True],
+           'grad_clip': [None, 1.0], 'layer_norm': [False, True], 'depth': [0, 2], 'lr_decay_steps': [0, 10]}
 
 
 def pairs():
@@ -334,6 +346,10 @@ def test_every_option_works_beside_every_other(options):
         options['encoder'] = 'nature' if options['obs'].is_image else 'mlp'
     recipes = {'aug': {}} if options['encoder'] == 'nature' else {}
     obs = ObsSpec((1, 36, 36), frame_stack=2) if options['encoder'] == 'nature' else options['obs']
+    if obs.is_image:
+        with pytest.raises(ValueError, match='normalise_obs=true') if options['normalise_obs'] else contextlib.nullcontext():
+            make(**options | {'obs': obs}, recipes=recipes)
+        options['normalise_obs'] = False
     agent = make(**options | {'obs': obs}, recipes=recipes)
     replay = filled_replay(obs, options['action'])
     for _ in range(3):

@@ -48,12 +48,18 @@ def test_masks(mask, length, ones):
 
 
 @pytest.mark.parametrize('mask, length, hint', [('100', 4, False), ('10000', 4, False), ('1002', 4, False), ('', 4, False), (73, 4, True), (0, 4, True),
-                                                (111, 4, True), (True, 1, False), ([1, 2], 2, False), (-100, 4, True), ('１000', 4, False)])
+                                                (111, 4, True), (True, 1, False), (-100, 4, True), ('１000', 4, False)])
 def test_masks_that_lost_something_are_refused(mask, length, hint):
     """Unquoted, 0111 is 73 to YAML, and 0000 is 0."""
     with pytest.raises(ValueError, match=rf'^aux.a2.input_s=.*: expected {length} characters, each 0 or 1') as error:
         decode(mask, length, 'aux.a2.input_s')
     assert ('in quotes' in str(error.value)) == hint
+
+
+@pytest.mark.parametrize('mask', [[1, 2], [10, 0], [True, 1], [1, '']])
+def test_lists_hold_zeros_and_ones(mask):
+    with pytest.raises(ValueError, match='aux.a2.input_s=.*: expected a list of 2 zeros and ones'):
+        decode(mask, 2, 'aux.a2.input_s')
 
 
 def test_masks_survive_yaml_and_the_command_line():
