@@ -80,7 +80,7 @@ def test_a_loss_of_weight_0_changes_nothing_of_the_run(task, options, tmp_path):
     assert heads and two['agent']['auxiliaries'].keys() == set(names) and one['agent']['update_count'] >= 10
     one['agent']['weights'], two['agent']['auxiliaries'] = dict(one['agent']['weights']), {}
     for here, there in zip(one['rows'], two['rows'], strict=True):  # a longer window keeps more rows behind those that can be drawn
-        for name in here:
+        for name in (name for name in here if np.ndim(here[name])):
             newest = min(len(here[name]), len(there[name]))
             assert newest >= 15
             here[name], there[name] = here[name][-newest:], there[name][-newest:]
