@@ -581,3 +581,26 @@ def test_wide_representations_are_brought_down():
 
 def test_masks_that_are_not_given_are_those_of_the_authors_code():
     assert recipe('a2') == recipe('a2_winner') and recipe('a2', 'aux.a2.input_r=null')['input_r'] is None
+
+
+class DropEyes(torch.nn.Module):
+    """Eyes that draw from torch's own stream."""
+
+    def __init__(self, input_shape):
+        super().__init__()
+        self.layers, self.output_shape = torch.nn.Sequential(torch.nn.Linear(input_shape[0], 6), torch.nn.Dropout(0.5)), (6,)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_a_loss_does_not_draw_from_torchs_own_stream():
+    eyes = {'encoder': {'eyes': {'_target_': 'tests.Blocks.test_auxiliary.DropEyes'}}}
+    plain_agent, watched = (make_sac(VECTOR, BOX, recipes=eyes, encoder='mlp') for _ in range(2))
+    attached(watched, VECTOR, BOX, curl=recipe('curl', 'aux.curl.weight=0'))
+    for agent in (plain_agent, watched):
+        torch.manual_seed(3)
+        replay = filled_replay(VECTOR, BOX)
+        for _ in range(3):
+            agent.improve(replay)
+    assert same(parameters(plain_agent), [p for name, p in watched.named_parameters() if not name.startswith('auxiliaries.')])
