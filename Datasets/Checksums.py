@@ -25,9 +25,9 @@ class Part:
     """The sums of one column. Items (rows; values of unrolls where the column keeps one for each) are counted from 0 for ever.
 
     Attributes:
-        start, stop: (N,) int64, items of each lane that are summed; start lies at the beginning of a block.
+        start, stop: (N,) int64, items of each lane that are summed.
         intact: (N,) int64, items before that were written over, by rows that a resumed run has forgotten since.
-        sums: (N, blocks) int64, that of block k at k % blocks."""
+        sums: (N, blocks) int64, that of block k at k % blocks, from `start` on in the first."""
 
     def __init__(self, storage: Storage, column: Column):
         ring = storage.ring
@@ -62,25 +62,32 @@ class Part:
 
     def extend(self, cursor: np.ndarray) -> None:
         """Takes in every item that has come since the last call."""
-        block, blocks = self.block, self.sums.shape[1]
-        self.start = np.maximum(self.start, -(-self.oldest(cursor) // block) * block)
+        blocks, oldest = self.sums.shape[1], self.oldest(cursor)
+        self.start = self._whole(oldest)
         for lane, stop in enumerate(self.count(cursor).tolist()):
-            at = max(int(self.stop[lane]), int(self.start[lane]))
+            if self.stop[lane] <= oldest[lane]:  # nothing of what was summed is left: the first block begins in its middle
+                self.start[lane] = self.stop[lane] = oldest[lane]
+            at = int(self.stop[lane])
             while at < stop:
-                end = min(at // block * block + block, stop)
-                self.sums[lane, at // block % blocks] = self.crc(lane, at, end, int(self.sums[lane, at // block % blocks]) if at % block else 0)
+                end, slot = min(at // self.block * self.block + self.block, stop), at // self.block % blocks
+                begun = at % self.block and at > self.start[lane]
+                self.sums[lane, slot] = self.crc(lane, at, end, int(self.sums[lane, slot]) if begun else 0)
                 at = end
             self.stop[lane] = at
+
+    def _whole(self, oldest: np.ndarray) -> np.ndarray:
+        """(N,) int64, where the first block of each lane begins of which nothing was written over."""
+        return np.where(oldest <= self.start, self.start, np.minimum(-(-oldest // self.block) * self.block, np.maximum(self.stop, oldest)))
 
     def differing(self) -> Iterator[tuple[int, int, int]]:
         """Lane, first item and end of each block that differs, and of which no row was written over, not even meanwhile."""
         block, blocks, published = self.block, self.sums.shape[1], self.storage.published
-        first = -(-np.maximum(self.start, self.oldest(published)) // block) * block
-        for lane in range(len(first)):
-            for at in range(int(first[lane]), int(self.stop[lane]), block):
-                end = min(at + block, int(self.stop[lane]))
+        for lane, at in enumerate(self._whole(self.oldest(published)).tolist()):
+            while at < self.stop[lane]:
+                end = min(at // block * block + block, int(self.stop[lane]))
                 if self.crc(lane, at, end) != self.sums[lane, at // block % blocks] and at >= self.oldest(published)[lane]:
                     yield lane, at, end
+                at = end
 
     def twins(self, cursor: np.ndarray) -> Iterator[tuple[int, int, int]]:
         """Lane and row of each drawable row that lies twice, and differently."""

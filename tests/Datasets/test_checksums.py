@@ -81,6 +81,25 @@ def test_a_flipped_bit_anywhere_in_what_can_be_drawn_names_its_file(store, steps
     again(world, tmp_path, store=store).load_state_dict(state)
 
 
+@pytest.mark.parametrize('steps', [100, 437, 900])
+def test_without_slack_every_row_is_looked_after_too(steps, tmp_path):
+    """A run without checkpoints sums once, when it ends: a block of which the first rows are gone begins behind them."""
+    options = {'capacity': 3000, 'slack': 0, 'window': 1}
+    world, replay = pair(steps * 4, path=tmp_path, store='map', length=1e9, **options)
+    replay.sync()
+    assert replay.checksums.parts['obs'].block >= 5
+    oldest = np.maximum(replay.cursor - replay.ring.rows, 0)
+    replay.close()
+    for lane in (0, 1):
+        for row in (*range(int(oldest[lane]), int(oldest[lane]) + 12), int(replay.cursor[lane]) - 1):
+            at = int(replay.ring.positions(np.array(lane), np.array(row))) * 8
+            flip(tmp_path / 'obs.bin', at)
+            with pytest.raises(ValueError, match=rf'obs\.bin is corrupt: rows .* of lane {lane}'):
+                build(world.obs_spec, world.action_spec, path=tmp_path, mode='read', **options)
+            flip(tmp_path / 'obs.bin', at)
+    build(world.obs_spec, world.action_spec, path=tmp_path, mode='read', **options)
+
+
 def test_a_resumed_replay_refuses_what_is_corrupt_and_writes_nothing(tmp_path):
     world, replay, state = lived(tmp_path, 60, store='map')
     replay.close()
