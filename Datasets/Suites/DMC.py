@@ -70,7 +70,7 @@ class DMC(Suite):
         frame_stack, stack_pad: see `ObsSpec`; by default 3 frames of pixels, 1 of state, and the first frame repeated.
         render_size: height and width of a frame, pixels.
         render_quality: see `Rendering.Renderer`.
-        camera: index; by default 2 for the quadruped (the others show it from too near) and 0 for the rest.
+        camera: index; by default 2 for the quadruped and 0 for the rest, as in DrQ-v2; A2LS takes 0 for all.
         max_frames: time limit in control steps, instead of the task's own (1000 for all but LQR's, which has none).
         vectorization: 'async': processes, 'sync': all lanes here, which for pixels needs an OpenGL context in this process.
     """

@@ -22,8 +22,8 @@ class Renderer:
         model: mujoco.MjModel; its off-screen buffer takes the picture's size.
         height, width: pixels.
         camera: index of one of the model's cameras; -1 is the free one.
-        quality: 'full': the pixels of dm_control. 'near': a coarser shadow map; of cheetah_run one pixel in a thousand differs. 'fast': neither shadows nor
-            reflections nor smooth edges, for tests: one in seven differs there, most where a task has much shadow.
+        quality: 'full': the pixels of dm_control. 'near': a coarser shadow map; two pixels in a thousand differ at most. 'fast': neither shadows nor
+            reflections nor smooth edges, for tests; a sixth of the pixels and more differ.
 
     Raises:
         ImportError: this machine has no OpenGL that works without a screen."""
