@@ -87,6 +87,7 @@ def serve(pipe: Any, folder: str, name: str, settings: dict[str, Any], threads: 
     """That process: tells the units of a call, then makes as many calls as it is told, again and again."""
     import torch
     torch.set_num_threads(threads)
+    os.environ.setdefault('LP_NUM_THREADS', str(threads if threads > 1 else 0))  # as ours has it: a renderer in software
     baselines, _ = load_baselines(Path(folder))
     work = built(name, settings, baselines)
     pipe.send(getattr(work, 'per_call', 1))

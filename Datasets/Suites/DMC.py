@@ -64,7 +64,7 @@ class DMC(Suite):
         task: canonical name, `cheetah_run`.
         num_envs: lanes.
         train: makes no difference here.
-        num_threads: processes for pixel tasks; 0 for as many as there are lanes and cores.
+        num_threads: cores for pixel tasks, 0 for all: a process for each, at most one a lane; cores that are left over share the drawing.
         obs: 'state': all of the task's observations as one vector, in the task's order; 'pixels': RGB.
         action_repeat: control steps for which an action is held; rewards are summed, and an end cuts it short.
         frame_stack, stack_pad: see `ObsSpec`; by default 3 frames of pixels, 1 of state, and the first frame repeated.
@@ -98,10 +98,10 @@ class DMC(Suite):
         super().__init__(name='dmc', task=task, num_envs=num_envs, obs_spec=obs_spec, action_spec=ActionSpec(lane.low.shape), action_repeat=action_repeat)
         size = render_size if pixels else 0
         build = partial(Block, self.build_lane, size=size, camera=camera, quality=render_quality)
+        cores = num_threads or (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
         if (vectorization or ('async' if pixels else 'sync')) == 'async':
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-            processes = min(num_envs, num_threads or cores)
-            self.workers: Workers | None = Workers(build, num_envs, processes, shape, obs_spec.numpy_dtype)
+            processes = min(num_envs, cores)
+            self.workers: Workers | None = Workers(partial(build, threads=cores // processes), num_envs, processes, shape, obs_spec.numpy_dtype)
             self.shown = self.workers.obs
         else:
             self.workers = None
@@ -156,13 +156,14 @@ class Block:
 
     Args:
         size: of a frame in pixels; 0 shows the state.
+        camera, quality, threads: see `Rendering.Renderer`.
 
     Raises:
         ValueError: a camera that the model does not have. ImportError: no OpenGL."""
 
-    def __init__(self, build_lane: Any, out: np.ndarray, *, size: int, camera: int, quality: str) -> None:
+    def __init__(self, build_lane: Any, out: np.ndarray, *, size: int, camera: int, quality: str, threads: int = 1) -> None:
         self.out, self.lanes = out, [build_lane() for _ in out]
-        self.renderers = [Renderer(lane.model, size, size, camera, quality) for lane in self.lanes] if size else []
+        self.renderers = [Renderer(lane.model, size, size, camera, quality, threads) for lane in self.lanes] if size else []
         self.reward = np.zeros(len(out), np.float32)
         self.terminated, self.truncated = np.zeros((2, len(out)), bool)
 
