@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from Hparams.Compose import explain, help_text, key_of, plain_args, quoted, swept, unbound
+from Hparams.Compose import explain, help_text, key_of, losses_of, plain_args, quoted, swept, unbound
 from Hparams.Registry import register
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def composed(config: DictConfig) -> float | None:
     own = swept(sys.argv[1:]) | set(hydra_config.sweeper.get('params') or ()) if job else set()  # empty where a launcher began another process: then all are
     own_job = [one.lstrip('+') for one in job if not own or key_of(one) in own]
     try:
-        return run(plain_args(config, hydra_config.runtime.choices), ','.join(one for one in own_job if key_of(one) not in NAMED), sweep=bool(job))
+        values = plain_args(config, hydra_config, losses_of(sys.argv[1:]) if 'aux' in own else ())
+        return run(values, ','.join(one for one in own_job if key_of(one) not in NAMED), sweep=bool(job))
     except Exception as error:  # told here: Hydra would add lines of its own
         tell(error, f'{" ".join(own_job)}: ' if job else '')
         if not job:

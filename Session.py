@@ -29,7 +29,7 @@ from Datasets.RunReplay import RunReplay, anew
 from Datasets.Suites import make
 from Environment import Environment, Episode
 from Evaluation import evaluate
-from Hparams.Parts import check_parts
+from Hparams.Parts import check_parts, without_use
 from Utils import Args, NonFinite, build, choose_device, derive_seed, env_threads, torch_threads
 
 
@@ -127,8 +127,8 @@ class Session:
         if state:
             self.restore(state)
         else:
-            for loss in self.agent.losses.values():
-                self.logger.say(str(loss))
+            for line in (*without_use(args, type(self.agent), self.environment.obs_spec.is_image), *map(str, self.agent.losses.values())):
+                self.logger.say(line)
             self.start()
         # train_steps was reached before this process began, by more than the last step of a run that was interrupted while it ended
         ended = state is not None and self.finished and (self.complete or self.step - args.num_envs >= args.train_steps)
@@ -158,7 +158,8 @@ class Session:
             common['encoder'] = 'ofe'  # vectors need no encoder, an auxiliary loss does
         try:
             agent = build(args.agent, '', 'agent', obs_spec=obs_spec, action_spec=action_spec, recipes=args.recipes, **common)
-            agent.attach(args.aux, obs_spec, action_spec, **{key: args[key] for key in ('lr', 'batch_size', 'lr_decay_steps', 'grad_clip', 'adam_eps')})
+            agent.attach(args.aux, obs_spec, action_spec, recipe=args.recipes.encoder, eps=args.adam_eps,
+                         **{key: args[key] for key in ('lr', 'batch_size', 'weight_decay', 'lr_decay_steps', 'grad_clip')})
             return agent
         except RuntimeError as error:  # torch has no class of its own for this
             if re.search('memory|overflow', str(error)):

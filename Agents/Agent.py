@@ -70,7 +70,7 @@ class Agent(nn.Module):
 
         Args:
             losses: recipes by name.
-            numbers: of the run: lr, batch_size, lr_decay_steps, grad_clip, adam_eps (see Auxiliary.start).
+            numbers: of the run: lr, batch_size and so on (see Auxiliary.start).
 
         Raises:
             ValueError: an unknown loss or argument, or an agent without anything to train."""

@@ -74,7 +74,9 @@ class SAC(Agent):
         require(depth >= 0, 'agent.depth', depth, '0 or more')
         for key, share in (('critic_tau', critic_tau), ('encoder_tau', encoder_tau)):
             require(0 < share <= 1, f'agent.{key}', share, 'more than 0, at most 1')
-        require(init_temperature > 0, 'agent.init_temperature', init_temperature, 'more than 0')
+        require(0 < init_temperature < math.inf, 'agent.init_temperature', init_temperature, 'more than 0')
+        require(temperature_lr is None or 0 <= temperature_lr < math.inf, 'agent.temperature_lr', temperature_lr, '0 or more')
+        require(target_entropy is None or math.isfinite(target_entropy), 'agent.target_entropy', target_entropy, 'a number, or null')
         require(0 <= temperature_beta < 1, 'agent.temperature_beta', temperature_beta, 'a number from 0 to below 1')
         require(log_std_min < log_std_max, 'agent.log_std_min', log_std_min, f'less than agent.log_std_max={log_std_max}')
         self.action_spec, self.discrete = action_spec, action_spec.discrete

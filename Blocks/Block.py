@@ -16,13 +16,14 @@ class Block(nn.Module):
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
 
     def equip(self, recipe: Mapping[str, Any], where: str, *, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, lr_decay_steps: int = 0,
-              betas: tuple[float, float] = (0.9, 0.999)) -> Self:
+              betas: tuple[float, float] = (0.9, 0.999), parameters: list[Any] | None = None) -> Self:
         """Gives the block its optimiser (AdamW, fused where torch can) and schedule (cosine over `lr_decay_steps` updates, if any).
 
         Args:
             recipe: the block's recipe; its `optim` and `scheduler` replace the defaults.
-            where: the recipe's config key."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
+            where: the recipe's config key.
+            parameters: what the optimiser steps, as torch takes them; the block's own by default."""
+        parameters = [p for p in self.parameters() if p.requires_grad] if parameters is None else parameters
         if not parameters:  # a part without weights: nothing to step
             parameters = [nn.Parameter(torch.zeros(()))]
         optim = dict(recipe.get('optim') or {})

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -18,7 +18,7 @@ from Datasets.Suites.Names import FIND, find_task, nearest
 from Hparams.Check import FOLDER, GROUPS, ConfigError, check, defaults, flatten, unknown_key
 from Hparams.Registry import agents, find_agent, find_loss, register
 
-__all__ = ['ConfigError', 'compose_args', 'defaults', 'explain', 'flatten', 'help_text', 'key_of', 'plain_args', 'quoted', 'swept', 'unbound']
+__all__ = ['ConfigError', 'compose_args', 'defaults', 'explain', 'flatten', 'help_text', 'key_of', 'losses_of', 'plain_args', 'quoted', 'swept', 'unbound']
 
 
 def compose_args(overrides: Sequence[str]) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def compose_args(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(FOLDER), version_base='1.3'):
             config = compose('args', overrides=quoted(overrides), return_hydra_config=True)
-            return plain_args(config, config.hydra.runtime.choices)
+            return plain_args(config, config.hydra)
     except Exception as error:
         raise explain(error, overrides) from error
 
@@ -59,14 +59,27 @@ def unbound(overrides: list[str]) -> list[str]:
     return [f'++{one}' if one.startswith(('agent.', 'environment.', 'aux.')) else one for one in overrides]
 
 
-def plain_args(config: Any, choices: Mapping[str, Any]) -> dict[str, Any]:
+def losses_of(overrides: Sequence[str]) -> list[str]:
+    """The names of the auxiliary losses that `aux=…` chooses, by all values of a sweep, as often as it names them."""
+    chosen = [one.partition('=')[2] for one in overrides if key_of(one) == 'aux']
+    return [name.rpartition('.')[2] for value in chosen for name in re.findall(r'[\w.]+', value)]
+
+
+def plain_args(config: Any, hydra: Any, swept_losses: Collection[str] = ()) -> dict[str, Any]:
     """Plain containers from a composed config, checked. Adds `agent_name` (canonical) and `plugs` (names other than none).
 
     Args:
-        choices: what was chosen of each config group."""
+        hydra: its own part of the config, which knows what was chosen.
+        swept_losses: those of the other runs of a sweep: their numbers may stand on the command line without having been chosen here."""
+    choices, losses = hydra.runtime.choices, losses_of(hydra.overrides.task)
+    if twice := {name for name in losses if losses.count(name) > 1}:
+        raise ConfigError(f'aux={",".join(losses)}: {min(twice)} twice; losses are told apart by the names of their classes')
     OmegaConf.set_struct(config, False)
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     values.pop('hydra', None)
+    for name in swept_losses:
+        if isinstance(values.get('aux'), dict) and isinstance(numbers := values['aux'].get(name), dict) and '_target_' not in numbers:
+            del values['aux'][name]
     target = values['agent'].get('_target_') if isinstance(values.get('agent'), dict) else None
     values['agent_name'] = find_agent(str(target)) if target else ''
     others = [str(choices[group]) for group in ('explore', 'core') if choices.get(group, 'none') != 'none']

@@ -14,7 +14,8 @@ from typing import Any
 from Agents.Agent import Agent
 from Blocks.Auxiliary import Auxiliary
 from Datasets.Suites import MODULES
-from Utils import Args, check_arguments, locate, refuse_unknown, schedule
+from Hparams.Check import defaults
+from Utils import Args, accepted, check_arguments, locate, refuse_unknown, schedule
 
 WORDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a name', type(None): 'null'}
 SCHEDULE = re.compile(r'\w+\(.*\)')
@@ -30,9 +31,14 @@ def check_parts(args: Args) -> None:
     refuse_unknown(args.agent, target, 'agent')
     check_types(args.agent, target, 'agent')
     for name, recipe in args.aux.items():
-        loss = locate(str(recipe.get('_target_', '')), f'aux.{name}') if isinstance(recipe, dict) else None
+        if not (isinstance(recipe, dict) and recipe.get('_target_')):
+            raise ValueError(f'aux.{name}: no loss of that name was chosen; write aux={name}, or aux=[…,{name}]')
+        loss = locate(str(recipe['_target_']), f'aux.{name}')
         if not (inspect.isclass(loss) and issubclass(loss, Auxiliary)):
             raise ValueError(f'aux.{name}: expected a subclass of Blocks.Auxiliary.Auxiliary (aux.{name}._target_)')
+        if lacking := {'parts', 'name', 'seed', 'weight'} - accepted(loss)[0]:
+            raise ValueError(f'aux.{name}: {loss.__name__} does not take {", ".join(sorted(lacking))}; its constructor must take **settings and hand them on '
+                             'to super().__init__')
         refuse_unknown(recipe, loss, f'aux.{name}', hide=('parts', 'name', 'seed'))
         check_types(recipe, loss, f'aux.{name}')
     for where, recipe in recipes(args.recipes, 'recipes'):
@@ -47,6 +53,24 @@ def check_parts(args: Args) -> None:
             raise ValueError(f'environment.{option}: task={args.suite}/… has no such option; nearest: {", ".join(close)}')
     for function in (module.make, suite):
         check_types(args.environment, function, 'environment', optional=True)
+
+
+# what agents take from the top level and nothing else reads
+AGENTS_OWN = ('batch_size', 'lr', 'weight_decay', 'lr_decay_steps', 'grad_clip', 'ema', 'ema_decay', 'trunk_dim', 'hidden_dim', 'layer_norm', 'adam_eps',
+              'encoder', 'encoder_hidden_dim', 'encoder_layers', 'normalise_obs')
+
+
+def without_use(args: Args, agent: type[Agent], images: bool) -> Iterator[str]:
+    """A line for each setting that is not at its default and makes no difference. images: what the task shows."""
+    known, anything = accepted(agent)
+    for key in AGENTS_OWN:
+        if args[key] != defaults()[key]:
+            if key not in known and not anything:
+                yield f'{key}={args[key]} makes no difference: {agent.__name__} does not take it'
+            elif key in ('encoder_hidden_dim', 'encoder_layers') and images:
+                yield f'{key}={args[key]} makes no difference: it is of the encoders for vectors'
+    if args.image_size is not None and not images:
+        yield f'image_size={args.image_size} makes no difference: the task shows vectors'
 
 
 def recipes(tree: Mapping[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import Checkpoint
 import Run
+import Session as session_module
 from Benchmarking.Folder import run_folder
 from Benchmarking.Table import read_table
 from Hparams.Compose import compose_args
@@ -104,6 +105,14 @@ class Said:
     err: str
 
 
+def assert_one_line(said, *parts):
+    assert said.code == 1, (said.code, said.err)
+    assert said.err.count('\n') == 1 and 'Traceback' not in said.err, said.err
+    assert said.err.endswith('(debug=true shows the traceback)\n')
+    for part in parts:
+        assert part in said.err, f'{part!r} is not in {said.err!r}'
+
+
 @dataclass
 class Left:
     """What a run left in its folder."""
@@ -142,3 +151,23 @@ def graft(tmp_path, monkeypatch, capsys):
     for name in set(sys.modules) - modules:  # a test's own packages
         if str(tmp_path) in str(getattr(sys.modules[name], '__file__', None)):
             del sys.modules[name]
+
+
+def equal(a, b):
+    """Asserts that two agents' weights are the same to the bit."""
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def timeless(rows):
+    """Rows of a table without what a clock had a part in."""
+    return [{name: cell for name, cell in row.items() if name not in ('time', 'fps', 'fps_train', 'updates_per_second')} for row in rows]
+
+
+@pytest.fixture
+def no_env(monkeypatch):
+    """Building an environment fails the test."""
+    def made(*args, **options):
+        raise AssertionError('an environment was built')
+
+    monkeypatch.setattr(session_module, 'make', made)

@@ -13,8 +13,10 @@ from Blocks.Architectures import CNN
 from Datasets.Suites.Names import atari_tasks, dmc_tasks, find_task
 from Hparams.Check import FOLDER, defaults, flatten
 from Hparams.Compose import compose_args, quoted
+from Hparams.Parts import without_use
 from Hparams.Registry import GraftSource, agents
-from tests.conftest import lines
+from tests.conftest import assert_one_line, lines
+from Utils import Args, locate
 
 AGENT = '''
 import torch
@@ -292,6 +294,29 @@ def test_examples_and_flags_of_the_help_exist(graft):
     flags = out.partition('flags')[2].partition('examples')[0]
     named = {word.partition('=')[0].lstrip('+') for word in flags.split() if '=' in word}
     assert len(named) > 20 and named - {'agent.KEY', 'aux.NAME.KEY', 'environment.KEY'} <= set(defaults()) | {'task', 'Agent'}
+
+
+def test_a_sweep_over_losses_takes_the_numbers_of_each(graft):
+    sweep = lines('task=gym/CartPole-v1', 'aux=none,curl,[curl,byol]', 'aux.curl.weight=0.25', 'aux.byol.tau=0.5', 'train_steps=1', 'evaluate_episodes=1')
+    said = graft.main('-m', *sweep)
+    assert said.code == 0, said.err
+    plugs = {file.parent.parent.parent.name: yaml.safe_load(file.read_text())['aux'] for file in Path('Benchmarking/Exp').rglob('config.yaml')}
+    assert {name: list(aux) for name, aux in plugs.items()} == {'DQN': [], 'DQN+curl': ['curl'], 'DQN+curl+byol': ['curl', 'byol']}
+    assert plugs['DQN+curl']['curl']['weight'] == 0.25 and plugs['DQN+curl+byol']['byol']['tau'] == 0.5
+    assert_one_line(graft.main(*lines('aux=none', '++aux.curl.weight=0.25')), 'aux.curl: no loss of that name was chosen')
+
+
+def test_what_makes_no_difference_is_said(graft):
+    said = graft.main(*lines('Agent=Random', 'ema=true', 'image_size=64', 'train_steps=1', 'evaluate_episodes=1'))
+    assert said.code == 0, said.err
+    assert [line for line in said.out.splitlines() if 'makes no difference' in line] == [
+        'batch_size=8 makes no difference: Random does not take it', 'ema=True makes no difference: Random does not take it',
+        'hidden_dim=16 makes no difference: Random does not take it', 'image_size=64 makes no difference: the task shows vectors']
+    shipped = {name for name in agents() if name != 'Agents.Random'}
+    for agent in sorted(shipped):
+        for task in ('gym/CartPole-v1', 'dmc/cheetah_run obs=state', 'atari/pong'):
+            values = Args(compose_args([f'Agent={agent}', *f'task={task}'.split()]))
+            assert list(without_use(values, locate(agent, 'Agent'), images=values.obs == 'pixels')) == [], 'presets say nothing that has no use'
 
 
 def test_multirun_never_shares_a_folder(graft):

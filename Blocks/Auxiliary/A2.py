@@ -41,7 +41,11 @@ def decode(mask: Any, length: int, key: str) -> tuple[int, ...]:
     if isinstance(mask, (list, tuple)) and any(str(one) not in ('0', '1') for one in mask):
         raise ValueError(f'{key}={mask}: expected a list of {length} zeros and ones')
     if isinstance(mask, bool) or not re.fullmatch(f'[01]{{{length}}}', text):
-        hint = f'; write it in quotes, {key}="{"0" * (length - 1)}1": YAML takes 0111 for an octal number' if type(mask) in (int, float) else ''
+        hint = ''
+        if type(mask) in (int, float) and (len(text) < length or set(text) - {'0', '1'}):
+            hint = f'; write it in quotes, {key}="{"0" * (length - 1)}1": YAML takes 0111 for an octal number'
+        elif length > 1 and text and not set(text) - {'0', '1'}:
+            hint = ', as many as the horizon: with another horizon every mask is to be given'
         raise ValueError(f'{key}={mask}: expected {length} characters, each 0 or 1{hint}')
     return tuple(position for position, one in enumerate(text) if one == '1')
 

@@ -92,7 +92,10 @@ class Auxiliary(Block):
         if views is None and spec.is_image and type(self.parts.aug).__name__ != 'Null':
             return self.parts.aug
         name = views or ('RandomShift' if spec.is_image else self.vector_views)
-        made = build({'_target_': name}, '', f'{where}.views', input_shape=spec.stacked_shape)
+        try:
+            made = build({'_target_': name}, '', f'{where}.views', input_shape=spec.stacked_shape)
+        except ValueError as error:
+            raise ValueError(f'{where}.views: {str(error).removeprefix("Aug=").removeprefix(f"{where}.views=")}') from None
         require(hasattr(made, 'output_shape'), f'{where}.views', name, 'one of Blocks.Augmentations, or one that tells its output_shape')
         seen = tuple(self.parts.aug.output_shape)  # type: ignore[arg-type]
         require(tuple(made.output_shape) == seen, f'{where}.views', name, f'an augmentation that shows the encoder {seen}, not {made.output_shape}')
@@ -143,8 +146,14 @@ class Auxiliary(Block):
 
     # --- the step
 
-    def start(self, *, lr: float, batch_size: int, lr_decay_steps: int = 0, grad_clip: float | None = None, adam_eps: float = 1e-8) -> Auxiliary:
-        """Makes the optimiser: Adam over the heads and the agent's encoder. The agent's numbers hold where the loss has none of its own."""
+    def start(self, *, lr: float, batch_size: int, recipe: Mapping[str, Any] = {}, weight_decay: float = 0.0, grad_clip: float | None = None,
+              **numbers: Any) -> Auxiliary:
+        """Makes the optimiser, over the heads and the agent's encoder. The agent's numbers hold where the loss has none of its own.
+
+        Args:
+            recipe: of the agent's encoder: the loss has an optimiser and a schedule as that has.
+            weight_decay: of the heads; the encoder's is the agent's business.
+            numbers: see Block.equip."""
         lr, self.grad_clip = self.lr if self.lr is not None else lr, grad_clip
         self.batch_size = self.batch_size or batch_size
         require(self.batch_size >= self.needs_samples, f'aux.{self.name}.batch_size', self.batch_size, f'{self.needs_samples} or more (batch norm)')
@@ -153,20 +162,22 @@ class Auxiliary(Block):
         require(bool(eyes) or not self.weight, f'aux.{self.name}.weight', self.weight,
                 '0, as this encoder has nothing to train; or an encoder that has: encoder=ofe, encoder=mlp')
         heads = [p for p in self.parameters() if p.requires_grad]
-        groups = [{'params': params, 'lr': rate} for params, rate in ((heads, lr), (eyes, lr * self.weight)) if params]
-        self.optim = torch.optim.Adam(groups or [{'params': [nn.Parameter(torch.zeros(()))]}], lr=lr, eps=adam_eps, fused=True)
-        if lr_decay_steps:
-            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optim, lr_decay_steps)
-        return self
+        groups = [{'params': params, 'lr': rate, 'weight_decay': decay}
+                  for params, rate, decay in ((heads, lr, weight_decay), (eyes, lr * self.weight, 0.0)) if params]
+        return self.equip(recipe, 'recipes.encoder', lr=lr, parameters=groups, **numbers)
 
     def learn(self, replay: Replay, agent: Any) -> dict[str, Tensor]:
         """One step on a batch of the loss's own. agent: for its precision. → metrics by name."""
         assert self.batch_size is not None
         batch = replay.sample(self.batch_size, horizon=self.horizon, rng=self.draws)
+        eyes = (self.parts.encoder, self.parts.target_encoder)
+        seen = [] if self.weight else [(buffer, buffer.clone()) for part in eyes if part for buffer in part.buffers()]
         with torch.random.fork_rng([agent.device] if agent.device.type == 'cuda' else []), agent.autocast():
             torch.manual_seed(int(self.draws.integers(2 ** 63)))  # of losses and eyes that draw from torch's own stream
             value, metrics = self.checked(self.loss(batch))
         optimise(value, self, name=f'{self.name}_loss', grad_clip=self.grad_clip)
+        for buffer, before in seen:  # of batch norm: an encoder that the loss does not train does not see its batches either
+            buffer.copy_(before)
         self.follow()
         return {f'{self.name}_loss': value.detach()} | {f'{self.name}_{key}': torch.as_tensor(metric).detach() for key, metric in metrics.items()}
 

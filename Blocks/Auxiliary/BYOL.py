@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from Blocks.Auxiliary.Auxiliary import Auxiliary
 from Datasets.Replay import Batch
+from Utils import require
 
 
 def projector(width: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
@@ -26,6 +27,8 @@ class BYOL(Auxiliary):
 
     def __init__(self, projection_dim: int = 256, hidden_dim: int = 512, **settings: Any) -> None:
         super().__init__(**settings)
+        for key, size in (('projection_dim', projection_dim), ('hidden_dim', hidden_dim)):
+            require(size >= 1, f'aux.{self.name}.{key}', size, '1 or more')
         self.projector = projector(self.latent_dim, hidden_dim, projection_dim)
         self.target_projector = self.momentum('projector')
         self.predictor = projector(projection_dim, hidden_dim, projection_dim)

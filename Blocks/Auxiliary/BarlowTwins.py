@@ -1,6 +1,7 @@
 """Barlow Twins (Zbontar et al. 2021, 2103.03230): over a batch, the features of two views correlate each with itself and not with the others."""
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from Blocks.Auxiliary.Auxiliary import Auxiliary
 from Datasets.Replay import Batch
+from Utils import require
 
 
 class BarlowTwins(Auxiliary):
@@ -22,6 +24,8 @@ class BarlowTwins(Auxiliary):
 
     def __init__(self, projection_dim: int = 512, redundancy: float = 0.0051, **settings: Any) -> None:
         super().__init__(**settings)
+        require(projection_dim >= 1, f'aux.{self.name}.projection_dim', projection_dim, '1 or more')
+        require(0 <= redundancy < math.inf, f'aux.{self.name}.redundancy', redundancy, '0 or more')
         self.redundancy = redundancy
         width, layers = self.latent_dim, []  # type: int, list[nn.Module]
         for _ in range(2):

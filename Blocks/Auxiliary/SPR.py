@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from Blocks.Architectures import MLP
 from Blocks.Auxiliary.Auxiliary import Auxiliary
 from Datasets.Replay import Batch
+from Utils import require
 
 
 def renormalise(x: Tensor) -> Tensor:
@@ -55,6 +56,8 @@ class SPR(Auxiliary):
 
     def __init__(self, projection_dim: int = 256, hidden_dim: int = 256, **settings: Any) -> None:
         super().__init__(**settings)
+        for key, width in (('projection_dim', projection_dim), ('hidden_dim', hidden_dim)):
+            require(width >= 1, f'aux.{self.name}.{key}', width, '1 or more')
         shape = self.parts.encoder.feature_shape
         self.transition = ConvTransition(shape[0], self.action_dim) if len(shape) == 3 else VectorTransition(shape[0], self.action_dim, hidden_dim)
         self.projection = nn.Linear(self.latent_dim, projection_dim)

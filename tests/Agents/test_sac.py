@@ -391,6 +391,8 @@ def test_named_compositions_are_sac(kind):
 @pytest.mark.parametrize('options, key', [
     ({'critic_tau': 0}, 'agent.critic_tau=0'), ({'encoder_tau': 1.5}, 'agent.encoder_tau=1.5'), ({'num_critics': 0}, 'agent.num_critics=0'),
     ({'init_temperature': 0}, 'agent.init_temperature=0'), ({'log_std_min': 3}, 'agent.log_std_min=3'), ({'actor_per_updates': 0}, 'agent.actor_per_updates=0'),
+    ({'temperature_lr': -1}, 'agent.temperature_lr=-1'), ({'init_temperature': math.inf}, 'agent.init_temperature=inf'),
+    ({'target_entropy': math.inf}, 'agent.target_entropy=inf'),
     ({'encoder': 'pixel'}, 'encoder=pixel: expected auto or one of identity, mlp, ofe'), ({'temperature_beta': 1}, 'agent.temperature_beta=1')])
 def test_wrong_numbers_are_named(options, key):
     with pytest.raises(ValueError) as error:

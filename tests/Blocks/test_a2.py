@@ -33,6 +33,7 @@ def test_masks_that_lost_something_are_refused(mask, length, hint):
     with pytest.raises(ValueError, match=rf'^aux.a2.input_s=.*: expected {length} characters, each 0 or 1') as error:
         decode(mask, length, 'aux.a2.input_s')
     assert ('in quotes' in str(error.value)) == hint
+    assert ('every mask is to be given' in str(error.value)) == (mask in ('100', '10000'))
 
 
 @pytest.mark.parametrize('mask', [[1, 2], [10, 0], [True, 1], [1, '']])

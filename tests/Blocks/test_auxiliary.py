@@ -210,6 +210,34 @@ def test_the_runs_schedule_and_clip_hold_for_losses_too():
     assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]) and max(moved) <= 1.01e-9
 
 
+def test_a_loss_has_the_optimiser_of_the_agents_encoder_and_leaves_the_encoders_decay_to_it():
+    agent = sac()
+    agent.attach({'curl': recipe('curl', 'aux.curl.weight=0.25')}, VECTOR, BOX, lr=0.5, batch_size=16, weight_decay=0.1,
+                 recipe={'optim': {'_target_': 'SGD'}, 'scheduler': {'_target_': 'StepLR', 'step_size': 1, 'gamma': 0.5}})
+    loss, before = agent.auxiliaries['curl'], parameters(agent.encoder)
+    heads, eyes = loss.optim.param_groups
+    assert type(loss.optim) is torch.optim.SGD and [(g['lr'], g['weight_decay']) for g in (heads, eyes)] == [(0.5, 0.1), (0.125, 0)]
+    old = loss.bilinear.detach().clone()
+    loss.learn(filled_replay(VECTOR, BOX), agent)
+    torch.testing.assert_close(loss.bilinear.detach(), old - 0.5 * (loss.bilinear.grad + 0.1 * old))
+    for was, now in zip(before, agent.encoder.parameters(), strict=True):
+        torch.testing.assert_close(now.detach(), was - 0.125 * now.grad)
+    assert [group['lr'] for group in loss.optim.param_groups] == [0.25, 0.0625], 'the schedule'
+
+
+@pytest.mark.parametrize('name, settings, message', [
+    ('curl', {'views': 'RandomShift'}, r'aux.curl.views: RandomShift sees images \(C, H, W\), not'),
+    ('curl', {'views': 'RandomShft'}, r'aux.curl.views: RandomShft: no such name; nearest: RandomShift'),
+    ('byol', {'projection_dim': 0}, 'aux.byol.projection_dim=0: expected 1 or more'), ('byol', {'hidden_dim': 0}, 'aux.byol.hidden_dim=0: expected 1 or more'),
+    ('spr', {'projection_dim': 0}, 'aux.spr.projection_dim=0: expected 1 or more'), ('spr', {'hidden_dim': 0}, 'aux.spr.hidden_dim=0: expected 1 or more'),
+    ('barlow_twins', {'projection_dim': 0}, 'aux.barlow_twins.projection_dim=0: expected 1 or more'),
+    ('barlow_twins', {'redundancy': -1.0}, 'aux.barlow_twins.redundancy=-1.0: expected 0 or more'),
+    ('curl', {'weight': -1.0}, 'aux.curl.weight=-1.0: expected 0 or more'), ('curl', {'tau': 0.0}, 'aux.curl.tau=0.0: expected more than 0')])
+def test_a_wrong_number_is_one_line(name, settings, message):
+    with pytest.raises(ValueError, match=f'^{message}'):
+        attached(sac(), VECTOR, BOX, **{name: recipe(name) | settings})
+
+
 @pytest.mark.parametrize('name', ['curl', 'byol', 'spr'])
 def test_momentum_copies_move_by_exactly_tau(name):
     agent = attached(sac(), VECTOR, BOX, **{name: recipe(name, f'aux.{name}.tau=0.125')})
@@ -302,19 +330,20 @@ def test_wide_representations_are_brought_down():
     assert loss.latent_dim == 50 and loss.bilinear.shape == (50, 50) and loss.target_squeeze is not None
 
 
-class DropEyes(torch.nn.Module):
-    """Eyes that draw from torch's own stream."""
+class MovingEyes(torch.nn.Module):
+    """Eyes that draw from torch's own stream and keep moments of what they see."""
 
     def __init__(self, input_shape):
         super().__init__()
-        self.layers, self.output_shape = torch.nn.Sequential(torch.nn.Linear(input_shape[0], 6), torch.nn.Dropout(0.5)), (6,)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(input_shape[0], 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.5))
+        self.output_shape = (6,)
 
     def forward(self, x):
         return self.layers(x)
 
 
-def test_a_loss_does_not_draw_from_torchs_own_stream():
-    eyes = {'encoder': {'eyes': {'_target_': 'tests.Blocks.test_auxiliary.DropEyes'}}}
+def test_at_weight_0_a_loss_leaves_torchs_own_stream_and_batch_norms_moments_alone():
+    eyes = {'encoder': {'eyes': {'_target_': 'tests.Blocks.test_auxiliary.MovingEyes'}}}
     plain_agent, watched = (make_sac(VECTOR, BOX, recipes=eyes, encoder='mlp') for _ in range(2))
     attached(watched, VECTOR, BOX, curl=recipe('curl', 'aux.curl.weight=0'))
     for agent in (plain_agent, watched):
@@ -322,4 +351,6 @@ def test_a_loss_does_not_draw_from_torchs_own_stream():
         replay = filled_replay(VECTOR, BOX)
         for _ in range(3):
             agent.improve(replay)
-    assert same(parameters(plain_agent), [p for name, p in watched.named_parameters() if not name.startswith('auxiliaries.')])
+    theirs = watched.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in plain_agent.state_dict().items())
+    assert 'encoder.eyes.layers.1.running_mean' in theirs and theirs['encoder.eyes.layers.1.running_mean'].abs().sum() > 0
