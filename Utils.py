@@ -162,6 +162,13 @@ def build(recipe: Mapping[str, Any] | None, default: str, where: str, **given: A
     return target(**arguments)
 
 
+def filled(recipes: Any, obs_shape: list[int]) -> Any:
+    """Recipes in which `${obs_shape}` is what the task shows."""
+    if isinstance(recipes, Mapping):
+        return {key: filled(value, obs_shape) for key, value in recipes.items()}
+    return obs_shape if recipes == '<obs_shape>' else recipes
+
+
 def require(good: bool, key: str, value: object, expected: str) -> None:
     if not good:
         raise ValueError(f'{key}={value}: expected {expected}')
@@ -237,6 +244,11 @@ def torch_threads(args: Args, images: bool) -> int:
     if args.threads != 'auto':
         return int(args.threads)
     return int(os.environ.get('OMP_NUM_THREADS') or (free_cores() if images else 1))
+
+
+def loader_workers(args: Args) -> int:
+    """Processes that read a data set ahead."""
+    return min(free_cores(), 4) if args.num_workers == 'auto' else args.num_workers
 
 
 def env_threads(args: Args) -> int:

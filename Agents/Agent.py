@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from Blocks.Augmentations import Null
@@ -97,10 +98,22 @@ class Agent(nn.Module):
 
     def improve(self, replay: Replay) -> dict[str, Tensor]:
         """`learn`, and a step of each auxiliary loss. → metrics of all."""
+        self.mode(training=True)
         metrics = self.learn(replay)
         for loss in self.losses.values():
             metrics |= loss.learn(replay, self)
         return metrics
+
+    def mode(self, training: bool) -> None:
+        """Batch norm, dropout and the like as in learning, or as in acting."""
+        if self.training != training:
+            self.train(training)
+
+    def predict(self, obs: Tensor, classes: int) -> Tensor:
+        """Scores of the classes (N, K) float32, the highest of the class it takes each observation for. obs: (N, *stacked shape)."""
+        nothing = torch.zeros(len(obs), device=obs.device)
+        action, _, _ = self.act(Step(obs, nothing == 0, nothing, nothing), greedy=True)
+        return action.float() if action.is_floating_point() else F.one_hot(action, classes).float()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 on convolutions and linears when precision=bf16; losses and weights stay float32."""

@@ -1,0 +1,108 @@
+"""Labelled data as tasks: a step shows a sample, the action is a prediction, the reward is −error, and every step ends an episode.
+
+An agent learns from such data without playing (`Datasets.Samples`), and is judged on every sample of the test set, once. It may also play: then it is a
+bandit with contexts, for agents that learn from nothing else.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from Blocks.Losses import label_reward
+from Datasets.Labelled import Source, Statistics, load, statistics
+from Datasets.Samples import Samples
+from Datasets.Specs import ActionSpec, ObsSpec
+from Datasets.Suites.Suite import Suite, Transition, given
+
+TEST_BATCH = 256
+
+
+def make(task: str, num_envs: int, *, train: bool = True, num_threads: int = 0, **options: Any) -> Classify:
+    """See `Classify` for the options; None leaves one at its default."""
+    return Classify(task, num_envs, train=train, num_threads=num_threads, **given(options, Classify))
+
+
+class Classify(Suite):
+    """N lanes of one data set.
+
+    Args:
+        task: name of the set.
+        num_envs: lanes.
+        train: the training set; else the test set.
+        num_threads: makes no difference here.
+        root: folder of the data.
+        dataset, test_dataset: recipes; see `Datasets.Labelled.load`.
+        image_size: pixels to which images are resized and cut, square; None leaves them as they are.
+        stream: read samples when they are needed instead of holding them in memory; None: by their size.
+        discrete: the action is the class, worth 1 or 0; else a score in [−1, 1] for each class, tanh of the logits, worth minus their cross-entropy.
+
+    Attributes:
+        source: the data.
+
+    Raises:
+        ValueError, OSError: what `load` says of the data."""
+
+    def __init__(self, task: str, num_envs: int, *, train: bool = True, num_threads: int = 0, root: str = 'Datasets/Downloads',
+                 dataset: Mapping[str, Any] | None = None, test_dataset: Mapping[str, Any] | None = None, image_size: int | None = None,
+                 stream: bool | None = None, discrete: bool = False) -> None:
+        recipe = test_dataset if test_dataset and test_dataset.get('_target_') and not train else dataset
+        self.source: Source = load(task, train=train, root=Path(root), dataset={key: value for key, value in (recipe or {}).items() if value is not None},
+                                   image_size=image_size, stream=stream)
+        self.labels, self.discrete = torch.from_numpy(self.source.labels), discrete
+        classes = len(self.source.classes)
+        moments = self.moments(Path(root)) if train else None
+        images = len(self.source.shape) == 3
+        limits = (0.0, 255.0) if images else (moments.low, moments.high) if moments else (-np.inf, np.inf)
+        super().__init__(name='classify', task=task, num_envs=num_envs, action_spec=ActionSpec(num_actions=classes) if discrete else ActionSpec((classes,)),
+                         obs_spec=ObsSpec(self.source.shape, torch.uint8 if images else torch.float32, *limits,
+                                          mean=moments and moments.mean, std=moments and moments.std))
+        self.shown = np.zeros(num_envs, np.int64)  # which sample each lane shows
+        self.obs = np.zeros((num_envs, *self.source.shape), self.obs_spec.numpy_dtype)
+
+    def moments(self, root: Path) -> Statistics:
+        """Mean, deviation and range of the data, worked out once."""
+        return statistics(self.source, root / 'statistics.json')
+
+    def samples(self, **settings: Any) -> Samples:
+        """The data to learn from; see `Samples`."""
+        return Samples(self.source, self.action_spec, **settings)
+
+    # --- rollouts
+
+    def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        for lane, seed in zip(np.flatnonzero(mask), seeds, strict=True):
+            self.shown[lane] = np.random.default_rng(seed).integers(len(self.source))
+            self.obs[lane] = self.source.read(int(self.shown[lane]))
+        return self.obs.copy()
+
+    def send(self, actions: np.ndarray) -> None:
+        self.sent = torch.from_numpy(actions)
+
+    def recv(self) -> Transition:
+        reward, ended = label_reward(self.sent, self.labels[self.shown]).numpy(), np.ones(self.num_envs, bool)
+        return Transition(self.obs.copy(), reward, ended, np.zeros_like(ended), np.zeros_like(ended))
+
+    # --- evaluation
+
+    def batches(self, size: int = TEST_BATCH) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Every sample once, in order: places, observations."""
+        for start in range(0, len(self.source), size):
+            index = np.arange(start, min(start + size, len(self.source)))
+            yield index, torch.from_numpy(np.stack([self.source.read(int(i)) for i in index]) if self.source.images is None else self.source.images[index])
+
+    def evaluate(self, predict: Callable[[Tensor], Tensor], stopped: Callable[[], bool] = lambda: False) -> np.ndarray | None:
+        """Logits of every sample, (N, classes) float32; None when stopped before the last.
+
+        Args:
+            predict: observations → logits."""
+        told = []
+        for _, obs in self.batches():
+            if stopped():
+                return None
+            told.append(predict(obs).float().cpu())
+        return torch.cat(told).numpy()
