@@ -57,9 +57,9 @@ class Classify(Suite):
         classes = len(self.source.classes)
         moments = self.moments(Path(root)) if train else None
         images = len(self.source.shape) == 3
-        limits = (0.0, 255.0) if images else (moments.low, moments.high) if moments else (-np.inf, np.inf)
+        low, high = (0.0, 255.0) if images else (moments.low, moments.high) if moments else (-np.inf, np.inf)
         super().__init__(name='classify', task=task, num_envs=num_envs, action_spec=ActionSpec(num_actions=classes) if discrete else ActionSpec((classes,)),
-                         obs_spec=ObsSpec(self.source.shape, torch.uint8 if images else torch.float32, *limits,
+                         obs_spec=ObsSpec(self.source.shape, torch.uint8 if images else torch.float32, low, high,
                                           mean=moments and moments.mean, std=moments and moments.std))
         self.shown = np.zeros(num_envs, np.int64)  # which sample each lane shows
         self.obs = np.zeros((num_envs, *self.source.shape), self.obs_spec.numpy_dtype)
