@@ -6,9 +6,10 @@ others are read by worker processes, which work ahead. What comes out is the sam
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from Datasets.Batch import Batch
-from Datasets.Labelled import Source
 from Datasets.Specs import ActionSpec
 from Datasets.Transforms import Transforms
+
+if TYPE_CHECKING:
+    from Datasets.Labelled import Source
 
 Places = list[tuple[int, np.ndarray]]  # of a batch: (pass, places in the data); two parts where one pass ends and the next begins
 
@@ -98,28 +101,28 @@ class Samples:
         if self.source.images is not None or not self.workers:
             places = self.places(self.position, n)
             return self.reader[places], np.concatenate([index for _, index in places])
-        if self.ahead is None or n != self.batch_size:
-            self.batch_size = n
-            self.ahead = self._loader(n)
-        obs, index = next(self.ahead)
+        if n != self.batch_size:
+            self.batch_size, self.ahead = n, None
+        try:
+            obs, index = next(self._loader())
+        except RuntimeError:  # a worker was killed, by a signal to all of a job's processes for one
+            self.ahead = None
+            obs, index = next(self._loader())
         if isinstance(obs, str):
             raise ValueError(obs)
         return obs, index
 
-    def _loader(self, n: int) -> Iterator[Any]:
-        """Batches from here on, read ahead by worker processes, which leave Ctrl-C to this one."""
+    def _loader(self) -> Iterator[Any]:
+        """Batches from here on, read ahead by worker processes."""
         def requests() -> Iterator[Places]:
             position = self.position
             while True:
-                yield self.places(position, n)
-                position += n
+                yield self.places(position, self.batch_size)
+                position += self.batch_size
 
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            return iter(DataLoader(Told(self.reader), batch_size=None, sampler=Requests(requests()), num_workers=self.workers,
-                                   pin_memory=self.device.type == 'cuda', worker_init_fn=one_thread))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if self.ahead is None:
+            self.ahead = read_ahead(self.reader, requests(), self.workers, self.device)
+        return self.ahead
 
     def places(self, position: int, n: int) -> Places:
         """Where the samples number `position` to `position + n` lie, counted over all passes."""
@@ -216,6 +219,15 @@ class Requests(torch.utils.data.Sampler[Any]):
         return self.requests
 
 
-def one_thread(worker: int) -> None:
-    """Workers share the cores with one another and with the learner."""
+def read_ahead(reader: Reader, requests: Iterator[Places], workers: int, device: torch.device) -> Iterator[Any]:
+    """What `reader` makes of requests, and their places, in worker processes. A message instead of a batch says what was wrong."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'This DataLoader will create')  # more workers than cores: they were asked for
+        return iter(DataLoader(Told(reader), batch_size=None, sampler=Requests(requests), num_workers=workers, pin_memory=device.type == 'cuda',
+                               worker_init_fn=begin, collate_fn=lambda batch: batch))
+
+
+def begin(worker: int) -> None:
+    """Workers share the cores with one another and with the learner, to which they leave Ctrl-C."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
