@@ -1,6 +1,7 @@
 """What a classifier gets right and wrong: the confusion of its classes, their scores, and its worst mistakes."""
 
 import csv
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -392,11 +393,10 @@ def _fitting(names: Sequence[str], room: float, size: float) -> list[str]:
 
 def _fit(name: str, room: float, size: float) -> str:
     """The name, or as much of its beginning and end as `room` points hold."""
-    shown, kept = name, len(name)
-    while kept and _width(shown, size) > room:
-        kept -= 1
-        shown = name[: kept - kept // 2] + '…' + name[len(name) - kept // 2 :]
-    return shown
+    if _width(name, size) <= room:
+        return name
+    shortened = lambda kept: name[: kept - kept // 2] + '…' + name[len(name) - kept // 2 :]
+    return shortened(max(0, bisect_right(range(len(name)), room, key=lambda kept: _width(shortened(kept), size)) - 1))
 
 
 def _width(text: str, size: float) -> float:
