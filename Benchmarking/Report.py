@@ -233,8 +233,12 @@ def _draw_confusion(figure: Any, labels: np.ndarray, predicted: np.ndarray, name
     axis = _axes(
         figure,
         f'Confusion at step {step:,}',
-        f'{100 * scores.accuracy:.2f}% of {_samples(len(labels))} right' + (f'; classes without samples, grey: {empty:,}' if empty else ''),
-        **{'width': side, 'height': side, 'left': 0.5 + widest, 'right': 0.85, 'below': 0.45 + (widest if upright else 0.15)},
+        _summary(scores) + (f'; classes without samples, grey: {empty:,}' if empty else ''),
+        width=side,
+        height=side,
+        left=0.5 + widest,
+        right=0.85,
+        below=0.45 + (widest if upright else 0.15),
     )
     colours = LinearSegmentedColormap.from_list('shares', ['#ffffff', PALETTE[0], '#00263f']).with_extremes(bad=NO_SAMPLES)
     image = axis.imshow(_visible(shares), cmap=colours, norm=PowerNorm(0.5, 0, 100), interpolation='nearest')
@@ -302,13 +306,17 @@ def _draw_classes(figure: Any, names: Sequence[str], scores: Scores, step: int) 
         'F1': (scores.f1, scores.present, 'D', 3.5),
     }
     shown, places = [*_fitting(names, 150, 9), 'all'], np.arange(len(names) + 1)
-    wide, column = 3.6, 0.75  # inches
+    wide, high, column = 3.6, 0.25 * len(shown) + 0.15, 0.75  # inches
     axis = _axes(
         figure,
         f'Classes at step {step:,}',
-        f'{100 * scores.accuracy:.2f}% of {_samples(int(scores.samples.sum()))} right; all: mean over classes',
-        **{'width': wide, 'height': 0.25 * len(shown) + 0.15, 'left': 0.2 + max(0.25, max(_width(name, 9) for name in shown) / 72)},
-        **{'right': 4 * column + 0.4, 'below': 0.8, 'above': 0.8},
+        _summary(scores) + '; all: mean over classes',
+        width=wide,
+        height=high,
+        left=0.24 + max(0.25, max(_width(name, 9) for name in shown) / 72),
+        right=4 * column + 0.4,
+        below=0.8,
+        above=0.8,
     )
     across = axis.get_yaxis_transform()
     columns = {'Samples': [f'{number:,}' for number in (*scores.samples, scores.samples.sum())]}
@@ -328,11 +336,11 @@ def _draw_classes(figure: Any, names: Sequence[str], scores: Scores, step: int) 
     axis.set_xlim(min(90, max(0, 10 * np.floor(10 * lowest - 0.2))), 100)
     axis.set_ylim(len(names) + 0.6, -0.6)
     axis.set_yticks(places, shown, fontsize=9)
-    axis.tick_params(axis='y', length=0)
+    axis.tick_params(axis='y', length=0, pad=8)  # beyond the points at 0
     axis.grid(visible=True)
     axis.xaxis.set_major_formatter(lambda value, _: f'{value:g}%')
     axis.spines['left'].set_visible(False)
-    axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.28 / (0.25 * len(shown) + 0.15)), ncols=3, fontsize=9, handletextpad=0.2)
+    axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.28 / high), ncols=3, fontsize=9, handletextpad=0.2)
 
 
 def _draw_mistakes(figure: Any, images: Sequence[np.ndarray], captions: Sequence[tuple[str, str, float]], mistakes: int, samples: int, step: int) -> None:
@@ -368,6 +376,10 @@ def _percent(share: float) -> str:
     if share in (0, 1):
         return f'{100 * share:.0f}%'
     return f'{100 * share:.1f}%' if 0.0005 <= share < 0.9995 else '<0.1%' if share < 0.5 else '>99.9%'
+
+
+def _summary(scores: Scores) -> str:
+    return f'{scores.right.sum():,} of {_samples(int(scores.samples.sum()))} right ({100 * scores.accuracy:.2f}%)'
 
 
 def _samples(number: int) -> str:
