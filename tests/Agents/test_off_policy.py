@@ -154,8 +154,8 @@ def test_the_critic_learns_the_reward_itself():
 @pytest.mark.parametrize('options, falls', [({'RL': False}, 'supervised_loss'), ({'supervise': False}, 'critic_loss'), ({}, 'supervised_loss')],
                          ids=['supervised', 'rewards', 'both'])
 def test_a_batch_is_learned(kind, options, falls):
-    agent, batch = make(kind, **options), labelled()
-    first, *_, last = [agent.learn(Shown(batch))[falls].item() for _ in range(60)]
+    agent, batch = make(kind, hidden_dim=64, trunk_dim=32, lr=3e-3, **options), labelled()
+    first, *_, last = [agent.learn(Shown(batch))[falls].item() for _ in range(100)]
     assert last < 0.5 * first
     if falls == 'supervised_loss':
         assert (agent.predict(batch.obs, 5).argmax(1) == batch.label).float().mean() > 0.9
@@ -214,7 +214,7 @@ def test_the_discriminator_sees_the_image_alone(kind):
 def test_generation_learns_towards_what_the_critic_prefers(kind):
     """Data of one grey: generated images move towards it."""
     torch.manual_seed(0)
-    agent, batch = make(kind, IMAGES, generate=True, lr=3e-3), labelled(32)
+    agent, batch = make(kind, IMAGES, generate=True, lr=3e-3, hidden_dim=64), labelled(32)
     batch.obs.fill_(200)
     grey = 200 / 127.5 - 1
 
