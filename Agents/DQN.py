@@ -78,16 +78,16 @@ class DQN(OffPolicy):
             kind = encoder_kind(encoder, obs_spec, images='nature', vectors='identity', hidden_dim=encoder_hidden_dim, layers=encoder_layers)
             self.encoder = Encoder(obs_spec, recipes['encoder'], **kind, input_shape=self.aug.output_shape, layer_norm=layer_norm, projection_dim=trunk_dim,
                                    normalise=normalise_obs)
-        image_shape = obs_spec.stacked_shape if self.generate else None
+        drawn: dict[str, Any] = {'image_shape': obs_spec.stacked_shape, 'tanh': False} if self.generate else {}  # the actor squashes what its head draws
         trunk = 'LayerNormTanh' if images and not (self.discrete or self.generate) else 'Null'
         self.critic = Critic(self.encoder.repr_shape, action_spec, recipes['critic'], trunk=trunk, q_head='Dueling' if dueling and self.discrete else 'MLP',
-                             num_critics=num_critics, trunk_dim=trunk_dim, image_shape=image_shape, **sizes)
+                             num_critics=num_critics, trunk_dim=trunk_dim, image_shape=drawn.get('image_shape'), **sizes)
         self.to(self.device)
         optim: dict[str, Any] = {'lr': lr, 'weight_decay': weight_decay, 'eps': adam_eps, 'lr_decay_steps': lr_decay_steps}
         self.learners = [self.encoder.equip(recipes['encoder'], 'recipes.encoder', **optim), self.critic.equip(recipes['critic'], 'recipes.critic', **optim)]
         self.target_encoder, self.target_critic = self.encoder.frozen_copy(), self.critic.frozen_copy()
         if not self.discrete:
-            self.actor = Actor(self.encoder.repr_shape, action_spec, recipes['actor'], trunk=trunk, trunk_dim=trunk_dim, image_shape=image_shape,
+            self.actor = Actor(self.encoder.repr_shape, action_spec, recipes['actor'], trunk=trunk, trunk_dim=trunk_dim, **drawn,
                                **sizes).to(self.device)
             self.actor.equip(recipes['actor'], 'recipes.actor', **optim)
         # what acts: the learners, or their moving averages

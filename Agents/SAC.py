@@ -91,12 +91,12 @@ class SAC(OffPolicy):
         self.aug = build(recipes.get('aug'), 'Blocks.Augmentations.Null', 'recipes.aug', input_shape=obs_spec.stacked_shape)
         self.encoder: Encoder = NoiseEncoder(obs_spec, trunk_dim) if self.generate else Encoder(
             obs_spec, recipes['encoder'], **kind, input_shape=self.aug.output_shape, projection_dim=trunk_dim, normalise=normalise_obs)
-        image_shape = obs_spec.stacked_shape if self.generate else None
+        drawn: dict[str, Any] = {'image_shape': obs_spec.stacked_shape, 'tanh': False} if self.generate else {}  # the policy squashes what its head draws
         sizes: dict[str, Any] = {'hidden_dim': hidden_dim, 'depth': depth, 'layer_norm': layer_norm}
         self.critic = Critic(self.encoder.repr_shape, action_spec, recipes['critic'], num_critics=num_critics, trunk_dim=trunk_dim,
-                             image_shape=image_shape, **sizes)
+                             image_shape=drawn.get('image_shape'), **sizes)
         self.actor = StochasticActor(self.encoder.feature_shape, action_spec, recipes['actor'], trunk=kind.get('projection', 'Null'), trunk_dim=trunk_dim,
-                                     log_std=(log_std_min, log_std_max), image_shape=image_shape, **sizes)
+                                     log_std=(log_std_min, log_std_max), **drawn, **sizes)
         self.temperature = Temperature(init_temperature)
         for block in (self.encoder, self.critic, self.actor):
             block.apply(init_delta_orthogonal)
