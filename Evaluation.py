@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-
 from contextlib import contextmanager
 
 import numpy as np

@@ -105,7 +105,7 @@ class Samples:
             self.batch_size, self.ahead = n, None
         try:
             obs, index = next(self._loader())
-        except RuntimeError:  # a worker was killed, by a signal to all of a job's processes for one
+        except (RuntimeError, EOFError, OSError):  # a worker was killed, by a signal to all of a job's processes for one
             self.ahead = None
             obs, index = next(self._loader())
         if isinstance(obs, str):

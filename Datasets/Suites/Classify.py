@@ -55,12 +55,12 @@ class Classify(Suite):
                                    image_size=image_size, stream=stream)
         self.labels, self.discrete = torch.from_numpy(self.source.labels), discrete
         classes = len(self.source.classes)
-        moments = self.moments(Path(root)) if train else None
+        moments = self.moments(Path(root)) if train else None  # those of the training data serve both
         images = len(self.source.shape) == 3
         low, high = (0.0, 255.0) if images else (moments.low, moments.high) if moments else (-np.inf, np.inf)
         super().__init__(name='classify', task=task, num_envs=num_envs, action_spec=ActionSpec(num_actions=classes) if discrete else ActionSpec((classes,)),
                          obs_spec=ObsSpec(self.source.shape, torch.uint8 if images else torch.float32, low, high,
-                                          mean=moments and moments.mean, std=moments and moments.std))
+                                          mean=moments.mean if moments else None, std=moments.std if moments else None))
         self.shown = np.zeros(num_envs, np.int64)  # which sample each lane shows
         self.obs = np.zeros((num_envs, *self.source.shape), self.obs_spec.numpy_dtype)
 
