@@ -20,8 +20,9 @@ from torch import Tensor
 
 import Checkpoint
 from Agents.Agent import Agent
+from Agents.Build import described, make_agent
 from Benchmarking.Curves import NothingToPlot
-from Benchmarking.Folder import Folder, holds_run, run_folder, safe
+from Benchmarking.Folder import Folder, holds_run, own_folder, run_folder, safe
 from Benchmarking.Logger import Logger
 from Benchmarking.Plot import plot
 from Benchmarking.Report import report
@@ -30,13 +31,12 @@ from Benchmarking.Video import write_video
 from Datasets.Replay import Replay
 from Datasets.RunReplay import RunReplay, anew
 from Datasets.Samples import Samples
-from Datasets.Specs import ActionSpec
 from Datasets.Suites import make
 from Datasets.Suites.Names import LABELLED
 from Environment import Environment, Episode
 from Evaluation import evaluate, evaluate_labels, generate_images
 from Hparams.Parts import check_parts, without_use
-from Utils import Args, NonFinite, build, choose_device, derive_seed, env_threads, filled, loader_workers, torch_threads
+from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, loader_workers, torch_threads
 
 
 class Clock:
@@ -90,7 +90,7 @@ class Session:
         self.weights_read = 0  # when the weights that were last taken over were written, ns
 
         run = run_folder(args, overrides)
-        path = run / 'offline' if args.offline and not (self.labelled or args.generate) else run  # beside the collector that may fill its replay
+        path = own_folder(args, run)
         if sweep and args.load and not holds_run(path):
             args['load'] = False
         self.run_replay = RunReplay(args, run, safe(args.task_name), str(self.device))
@@ -169,30 +169,11 @@ class Session:
         return Environment(suite, seed=derive_seed(args.seed, 'environment' if train else 'evaluation'))
 
     def make_agent(self) -> Agent:
-        """The agent takes what it knows by name from the configuration's top level, and its own numbers from `agent`."""
-        args = self.args
-        torch.manual_seed(derive_seed(args.seed, 'initialisation'))
-        common = {key: value for key, value in args.items() if not isinstance(value, dict)} | {'seed': derive_seed(args.seed, 'agent'), 'device': self.device}
-        obs_spec, action_spec = self.environment.obs_spec, self.environment.action_spec
-        if args.generate:
-            if not obs_spec.is_image:
-                raise ValueError(f'generate=true: task={args.suite}/{args.task_name} shows vectors {obs_spec.shape}, expected images')
-            action_spec = ActionSpec((math.prod(obs_spec.stacked_shape),))
-        recipes = filled(args.recipes, list(obs_spec.stacked_shape))
-        if args.encoder == 'auto' and not obs_spec.is_image and any(loss.get('weight', 1) for loss in args.aux.values()):
-            common['encoder'] = 'ofe'  # vectors need no encoder, an auxiliary loss does
-        try:
-            agent = build(args.agent, '', 'agent', obs_spec=obs_spec, action_spec=action_spec, recipes=recipes, **common)
-            agent.attach(args.aux, obs_spec, action_spec, recipe=recipes['encoder'], eps=args.adam_eps,
-                         **{key: args[key] for key in ('lr', 'batch_size', 'weight_decay', 'lr_decay_steps', 'grad_clip')})
-            if self.labelled and agent.horizon:
-                name = next(name for name, loss in agent.losses.items() if loss.horizon)
-                raise ValueError(f'aux={name}: {Samples.horizon_needed}')
-            return agent
-        except RuntimeError as error:  # torch has no class of its own for this
-            if re.search('memory|overflow', str(error)):
-                raise MemoryError(f'{args.agent_name} does not fit into memory: {str(error).splitlines()[0]}') from error
-            raise
+        agent = make_agent(self.args, self.environment.obs_spec, self.environment.action_spec, self.device)
+        if self.labelled and agent.horizon:
+            name = next(name for name, loss in agent.losses.items() if loss.horizon)
+            raise ValueError(f'aux={name}: {Samples.horizon_needed}')
+        return agent
 
     def open_replay(self, state: dict[str, Any] | None) -> Replay:
         say = print if self.args.offline else self.logger.say  # an offline run opens its replay before it may write anything
@@ -373,7 +354,8 @@ class Session:
                 'seed_steps': self.seed_steps, 'complete': self.complete, 'replay_kept': self.replay_kept or self.args.replay.save,
                 'agent': self.agent.state(), 'agent_state': self.agent_state, 'environment': None if self.args.offline else self.environment.state_dict(),
                 'replay': self.replay.state_dict(), 'logger': self.logger.state_dict(), 'clocks': {name: clock.last for name, clock in self.clocks.items()},
-                'torch': torch.get_rng_state(), 'graft_version': VERSION})
+                'torch': torch.get_rng_state(), 'graft_version': VERSION,
+                'specs': {'obs': described(self.environment.obs_spec), 'action': described(self.environment.action_spec)}})
             self.saved_update = self.agent.update_count
         except OSError as error:
             self.replay.checkpoints = kept

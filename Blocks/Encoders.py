@@ -16,6 +16,7 @@ from Utils import build
 KINDS: dict[str, dict[str, Any]] = {  # what `encoder=` means: default names of the parts
     'identity': {'eyes': 'Null'},
     'nature': {'eyes': 'NatureCNN'},
+    'cnn': {'eyes': 'CNN'},
     'pixel': {'eyes': 'CNN', 'projection': 'LinearNorm'},  # SAC-AE (1910.01741) and CURL
     'mlp': {'eyes': 'MLP', 'projection': 'LinearNorm'},
     'ofe': {'eyes': 'DenseMLP', 'projection': 'SquareNorm'}}  # densely connected, after OFENet (2003.01629)
@@ -31,7 +32,7 @@ def encoder_kind(name: str, obs_spec: ObsSpec, *, images: str, vectors: str, hid
     Raises:
         ValueError: one that does not exist, or sees something else."""
     kind = (images if obs_spec.is_image else vectors) if name == 'auto' else name
-    fitting = ('nature', 'pixel') if obs_spec.is_image else ('identity', 'mlp', 'ofe')
+    fitting = ('nature', 'pixel', 'cnn') if obs_spec.is_image else ('identity', 'mlp', 'ofe')
     if kind not in fitting:
         raise ValueError(f'encoder={name}: expected auto or one of {", ".join(fitting)}; this task shows {"images" if obs_spec.is_image else "vectors"}')
     return KINDS[kind] | ({} if obs_spec.is_image else {'hidden_dim': hidden_dim, 'depth': layers})

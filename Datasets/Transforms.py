@@ -113,12 +113,13 @@ def cropped(transform: Any, images: Tensor, draws: np.ndarray) -> Tensor:
     """RandomCrop of a batch: padded by torchvision, then a window for each image."""
     v2 = import_torchvision('transforms.v2.functional')
     if transform.padding:
-        images = v2.pad(images, transform.padding, fill=transform.fill, padding_mode=transform.padding_mode)
+        left, right, top, bottom = transform.padding  # as RandomCrop keeps them, which `pad` takes in another order
+        images = v2.pad(images, [left, top, right, bottom], fill=transform.fill, padding_mode=transform.padding_mode)
     (height, width), (h, w) = transform.size, images.shape[-2:]
     if h < height or w < width:
         raise ValueError(f'size={list(transform.size)} is more than the image with its padding, {h}×{w}')
-    top, left = (torch.from_numpy((draws[:, k] * (room - size + 1)).astype(np.int64)) for k, room, size in ((0, h, height), (1, w, width)))
-    rows, columns = top[:, None] + torch.arange(height), left[:, None] + torch.arange(width)
+    row, column = (torch.from_numpy((draws[:, k] * (room - size + 1)).astype(np.int64)) for k, room, size in ((0, h, height), (1, w, width)))
+    rows, columns = row[:, None] + torch.arange(height), column[:, None] + torch.arange(width)
     return images[torch.arange(len(images))[:, None, None, None], torch.arange(images.shape[1])[None, :, None, None], rows[:, None, :, None],
                   columns[:, None, None, :]]
 

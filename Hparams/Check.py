@@ -24,14 +24,16 @@ TEXTS = ('root', 'replay.path', 'load_path', 'plotting.reference', 'Dataset.root
 PATTERNS = ('plotting.plot_experiments', 'plotting.plot_agents', 'plotting.plot_suites', 'plotting.plot_tasks')
 CHOICES: dict[str, tuple[Any, ...]] = {'precision': ('fp32', 'bf16'), 'replay.store': ('auto', 'map', 'ram', 'device'),
                                        'replay.sampler': (None, 'uniform', 'epoch'), 'obs': (None, 'pixels', 'state'),
-                                       'encoder': ('auto', 'pixel', 'nature', 'mlp', 'ofe', 'identity')}
+                                       'encoder': ('auto', 'pixel', 'nature', 'cnn', 'mlp', 'ofe', 'identity')}
 FRACTIONS = ('lr', 'weight_decay', 'reward_clip', 'grad_clip', 'replay.wait')  # numbers whose default is whole or null
 FREE = ('replay.transform.', 'Dataset.', 'TestDataset.')  # arguments of what the user names
-COUNTS = ('frame_stack', 'action_repeat', 'image_size', 'evaluate_envs', 'plotting.steps', 'train_epochs', 'evaluate_per_epochs', 'lr_decay_epochs')  # whole numbers whose default is null
+COUNTS = ('frame_stack', 'action_repeat', 'image_size', 'evaluate_envs', 'plotting.steps', 'train_epochs', 'evaluate_per_epochs',
+          'lr_decay_epochs')  # whole numbers whose default is null
 ONE_OR_MORE = ('num_envs', 'batch_size', 'nstep', 'updates_per_learn', 'replay.capacity', 'evaluate_episodes', 'evaluate_envs', 'frame_stack',
                'action_repeat', 'image_size', 'hidden_dim', 'trunk_dim', 'encoder_hidden_dim', 'encoder_layers', 'video.fps')
 ZERO_OR_MORE = ('train_steps', 'seed_steps', 'explore_steps', 'learn_per_steps', 'learn_steps_after', 'evaluate_per_steps', 'log_per_steps',
-                'plot_per_steps', 'save_per_steps', 'load_per_steps', 'lr', 'weight_decay', 'lr_decay_steps', 'seed', 'replay.wait', 'train_epochs', 'evaluate_per_epochs', 'lr_decay_epochs')
+                'plot_per_steps', 'save_per_steps', 'load_per_steps', 'lr', 'weight_decay', 'lr_decay_steps', 'seed', 'replay.wait', 'train_epochs',
+                'evaluate_per_epochs', 'lr_decay_epochs')
 ABOVE_ZERO = ('reward_clip', 'grad_clip', 'adam_eps')
 UP_TO_ONE = ('discount', 'ema_decay')
 

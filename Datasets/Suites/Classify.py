@@ -51,8 +51,8 @@ class Classify(Suite):
                  dataset: Mapping[str, Any] | None = None, test_dataset: Mapping[str, Any] | None = None, image_size: int | None = None,
                  stream: bool | None = None, discrete: bool = False) -> None:
         recipe = test_dataset if test_dataset and test_dataset.get('_target_') and not train else dataset
-        self.source: Source = load(task, train=train, root=Path(root), dataset={key: value for key, value in (recipe or {}).items() if value is not None and key != 'root'},
-                                   image_size=image_size, stream=stream)
+        recipe = {key: value for key, value in (recipe or {}).items() if value is not None and key != 'root'}
+        self.source: Source = load(task, train=train, root=Path(root), dataset=recipe, image_size=image_size, stream=stream)
         self.labels, self.discrete = torch.from_numpy(self.source.labels), discrete
         classes = len(self.source.classes)
         moments = self.moments(Path(root)) if train else None  # those of the training data serve both
