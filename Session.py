@@ -36,7 +36,7 @@ from Datasets.Suites.Names import LABELLED
 from Environment import Environment, Episode
 from Evaluation import evaluate, evaluate_labels, generate_images
 from Hparams.Parts import check_parts, without_use
-from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, loader_workers, torch_threads
+from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, torch_threads
 
 
 class Clock:
@@ -179,8 +179,7 @@ class Session:
         say = print if self.args.offline else self.logger.say  # an offline run opens its replay before it may write anything
         if self.labelled:
             suite: Any = self.environment.suite
-            return suite.samples(seed=derive_seed(self.args.seed, 'replay'), transform=self.args.replay.transform, workers=loader_workers(self.args),
-                                 device=self.device)
+            return suite.samples(seed=derive_seed(self.args.seed, 'replay'), transform=self.args.replay.transform, device=self.device)
         return self.run_replay.open(self.environment.obs_spec, self.environment.action_spec, self.agent, state, say)
 
     def start(self) -> None:

@@ -260,11 +260,6 @@ def torch_threads(args: Args, images: bool) -> int:
     return int(os.environ.get('OMP_NUM_THREADS') or (free_cores() if images else 1))
 
 
-def loader_workers(args: Args) -> int:
-    """Processes that read a data set ahead."""
-    return min(free_cores(), 4) if args.num_workers == 'auto' else args.num_workers
-
-
 def env_threads(args: Args) -> int:
     """Threads of a native vector env: no more than lanes or cores."""
     return min(free_cores(), args.num_envs) if args.env_threads == 'auto' else args.env_threads

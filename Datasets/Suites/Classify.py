@@ -15,9 +15,11 @@ from torch import Tensor
 
 from Blocks.Losses import label_reward
 from Datasets.Labelled import Source, Statistics, load, statistics
-from Datasets.Samples import Samples
+from Datasets.Samples import Reader, Samples, read_ahead
 from Datasets.Specs import ActionSpec, ObsSpec
 from Datasets.Suites.Suite import Suite, Transition, given
+from Datasets.Transforms import Transforms
+from Utils import free_cores
 
 TEST_BATCH = 256
 
@@ -39,6 +41,7 @@ class Classify(Suite):
         dataset, test_dataset: recipes; see `Datasets.Labelled.load`.
         image_size: pixels to which images are resized and cut, square; None leaves them as they are.
         stream: read samples when they are needed instead of holding them in memory; None: by their size.
+        num_workers: processes that read ahead what is not in memory; 'auto': the free cores, at most 4.
         discrete: the action is the class, worth 1 or 0; else a score in [−1, 1] for each class, tanh of the logits, worth minus their cross-entropy.
 
     Attributes:
@@ -49,11 +52,12 @@ class Classify(Suite):
 
     def __init__(self, task: str, num_envs: int, *, train: bool = True, num_threads: int = 0, root: str = 'Datasets/Downloads',
                  dataset: Mapping[str, Any] | None = None, test_dataset: Mapping[str, Any] | None = None, image_size: int | None = None,
-                 stream: bool | None = None, discrete: bool = False) -> None:
+                 stream: bool | None = None, num_workers: int | str = 'auto', discrete: bool = False) -> None:
         recipe = test_dataset if test_dataset and test_dataset.get('_target_') and not train else dataset
         recipe = {key: value for key, value in (recipe or {}).items() if value is not None and key != 'root'}
         self.source: Source = load(task, train=train, root=Path(root), dataset=recipe, image_size=image_size, stream=stream)
         self.labels, self.discrete = torch.from_numpy(self.source.labels), discrete
+        self.num_workers = min(free_cores(), 4) if isinstance(num_workers, str) else num_workers
         classes = len(self.source.classes)
         moments = self.moments(Path(root)) if train else None  # those of the training data serve both
         images = len(self.source.shape) == 3
@@ -70,7 +74,7 @@ class Classify(Suite):
 
     def samples(self, **settings: Any) -> Samples:
         """The data to learn from; see `Samples`."""
-        return Samples(self.source, self.action_spec, **settings)
+        return Samples(self.source, self.action_spec, workers=self.num_workers, **settings)
 
     # --- rollouts
 
@@ -89,11 +93,17 @@ class Classify(Suite):
 
     # --- evaluation
 
-    def batches(self, size: int = TEST_BATCH) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Every sample once, in order: places, observations."""
-        for start in range(0, len(self.source), size):
-            index = np.arange(start, min(start + size, len(self.source)))
-            yield index, torch.from_numpy(np.stack([self.source.read(int(i)) for i in index]) if self.source.images is None else self.source.images[index])
+    def batches(self, size: int = TEST_BATCH) -> Iterator[Tensor]:
+        """Observations of every sample once, in order. Raises: ValueError: a file is corrupt."""
+        places = ([(0, np.arange(start, min(start + size, len(self.source))))] for start in range(0, len(self.source), size))
+        reader = Reader(self.source, Transforms({}, self.source.shape, 0))
+        if self.source.images is not None or not self.num_workers:
+            yield from map(reader.__getitem__, places)
+            return
+        for obs, _ in read_ahead(reader, places, self.num_workers, torch.device('cpu')):
+            if isinstance(obs, str):
+                raise ValueError(obs)
+            yield obs
 
     def evaluate(self, predict: Callable[[Tensor], Tensor], stopped: Callable[[], bool] = lambda: False) -> np.ndarray | None:
         """Logits of every sample, (N, classes) float32; None when stopped before the last.
@@ -101,7 +111,7 @@ class Classify(Suite):
         Args:
             predict: observations → logits."""
         told = []
-        for _, obs in self.batches():
+        for obs in self.batches():
             if stopped():
                 return None
             told.append(predict(obs).float().cpu())
