@@ -64,7 +64,8 @@ class Classify(Suite):
         low, high = (0.0, 255.0) if images else (moments.low, moments.high) if moments else (-np.inf, np.inf)
         super().__init__(name='classify', task=task, num_envs=num_envs, action_spec=ActionSpec(num_actions=classes) if discrete else ActionSpec((classes,)),
                          obs_spec=ObsSpec(self.source.shape, torch.uint8 if images else torch.float32, low, high,
-                                          mean=moments.mean if moments else None, std=moments.std if moments else None))
+                                          mean=moments.mean if moments else None,
+                                          std=tuple(one or 1.0 for one in moments.std) if moments else None))  # 0: a channel that never changes
         self.shown = np.zeros(num_envs, np.int64)  # which sample each lane shows
         self.obs = np.zeros((num_envs, *self.source.shape), self.obs_spec.numpy_dtype)
 
