@@ -21,9 +21,12 @@ from Datasets.Suites.Names import FIND, find_task, nearest
 FOLDER = Path(__file__).parent
 
 
+SHARED = ('__init__', 'Agent', 'Build', 'OffPolicy')  # files of Agents/ that are no agent
+
+
 def agents() -> list[str]:
     """The agents that ship, by their files: Agents.DQN, …"""
-    return sorted(f'Agents.{file.stem}' for file in (FOLDER.parent / 'Agents').glob('*.py') if file.stem not in ('__init__', 'Agent'))
+    return sorted(f'Agents.{file.stem}' for file in (FOLDER.parent / 'Agents').glob('*.py') if file.stem not in SHARED)
 
 
 def find_agent(name: str) -> str:
