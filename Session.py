@@ -5,6 +5,7 @@ Run.py has the loop; here is what each of its turns does.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -19,18 +20,23 @@ from torch import Tensor
 
 import Checkpoint
 from Agents.Agent import Agent
+from Agents.Build import described, make_agent
 from Benchmarking.Curves import NothingToPlot
-from Benchmarking.Folder import Folder, holds_run, run_folder, safe
+from Benchmarking.Folder import Folder, holds_run, own_folder, run_folder, safe
 from Benchmarking.Logger import Logger
 from Benchmarking.Plot import plot
+from Benchmarking.Report import report
+from Benchmarking.Sheet import write_sheet
 from Benchmarking.Video import write_video
 from Datasets.Replay import Replay
 from Datasets.RunReplay import RunReplay, anew
+from Datasets.Samples import Samples
 from Datasets.Suites import make
+from Datasets.Suites.Names import LABELLED
 from Environment import Environment, Episode
-from Evaluation import evaluate
+from Evaluation import evaluate, evaluate_labels, generate_images
 from Hparams.Parts import check_parts, without_use
-from Utils import Args, NonFinite, build, choose_device, derive_seed, env_threads, torch_threads
+from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, torch_threads
 
 
 class Clock:
@@ -72,22 +78,25 @@ class Session:
 
         # counters; a checkpoint holds them
         self.step = self.learn_calls = self.episodes = 0
+        self.labelled = args.offline and args.suite in LABELLED  # learns from data that were there before
         self.seed_steps = 0 if args.offline else args.seed_steps  # agent steps before the first update; more where a replay has to fill anew
         self.complete = False  # the run came to its end
         self.replay_anew = self.replay_kept = False  # of a resumed run: its replay was not kept; it had ended, and was
         self.score: float | None = None
+        self.logits: np.ndarray | None = None  # of the last evaluation of a classifier
         self.agent_state: Any = None
         self.stop_signal: int | None = None
         self.saved_update = -1  # the update that the last checkpoint holds
         self.weights_read = 0  # when the weights that were last taken over were written, ns
 
         run = run_folder(args, overrides)
-        if sweep and args.load and not holds_run(run / 'offline' if args.offline else run):
+        path = own_folder(args, run)
+        if sweep and args.load and not holds_run(path):
             args['load'] = False
         self.run_replay = RunReplay(args, run, safe(args.task_name), str(self.device))
         if args.load_path and not Checkpoint.weights_file(Path(args.load_path)).exists():
             raise ValueError(f'load_path={args.load_path}: no checkpoint there; give a run folder or its {Checkpoint.NEWEST}')
-        self.folder = Folder(run / 'offline' if args.offline else run, load=args.load, overwrite=args.overwrite, keep_replay=args.replay.load)
+        self.folder = Folder(path, load=args.load, overwrite=args.overwrite, keep_replay=args.replay.load)
         self.path = self.folder.path
         self.learner_path = run / 'offline'  # where an offline learner of this run leaves its weights
         self.only_evaluates = self.folder.resumed and args.train_steps == 0  # the run stays as it is
@@ -105,6 +114,7 @@ class Session:
         args = self.args
         self.environment = self.make_environment(args.num_envs, train=True)
         self.evaluation: Environment | None = None
+        self.in_passes()
         torch.set_num_threads(torch_threads(args, self.environment.obs_spec.is_image))
         self.agent = self.make_agent()
         if state:
@@ -138,6 +148,16 @@ class Session:
 
     # --- building
 
+    def in_passes(self) -> None:
+        """What was asked for in passes over the data, in updates."""
+        args = self.args
+        if args.suite not in LABELLED:
+            return
+        samples = len(self.environment.suite.source)  # type: ignore[attr-defined]
+        for passes, steps in (('train_epochs', 'train_steps'), ('evaluate_per_epochs', 'evaluate_per_steps'), ('lr_decay_epochs', 'lr_decay_steps')):
+            if args[passes] is not None:
+                args[steps] = math.ceil(args[passes] * samples / args.batch_size) * (1 if steps == 'lr_decay_steps' else args.learn_per_steps or 1)
+
     def make_environment(self, num_envs: int, train: bool) -> Environment:
         args = self.args
         # lanes' processes inherit this: Ctrl-C, and a scheduler's SIGTERM to all of a job's processes, are for this one alone
@@ -149,25 +169,17 @@ class Session:
         return Environment(suite, seed=derive_seed(args.seed, 'environment' if train else 'evaluation'))
 
     def make_agent(self) -> Agent:
-        """The agent takes what it knows by name from the configuration's top level, and its own numbers from `agent`."""
-        args = self.args
-        torch.manual_seed(derive_seed(args.seed, 'initialisation'))
-        common = {key: value for key, value in args.items() if not isinstance(value, dict)} | {'seed': derive_seed(args.seed, 'agent'), 'device': self.device}
-        obs_spec, action_spec = self.environment.obs_spec, self.environment.action_spec
-        if args.encoder == 'auto' and not obs_spec.is_image and any(loss.get('weight', 1) for loss in args.aux.values()):
-            common['encoder'] = 'ofe'  # vectors need no encoder, an auxiliary loss does
-        try:
-            agent = build(args.agent, '', 'agent', obs_spec=obs_spec, action_spec=action_spec, recipes=args.recipes, **common)
-            agent.attach(args.aux, obs_spec, action_spec, recipe=args.recipes.encoder, eps=args.adam_eps,
-                         **{key: args[key] for key in ('lr', 'batch_size', 'weight_decay', 'lr_decay_steps', 'grad_clip')})
-            return agent
-        except RuntimeError as error:  # torch has no class of its own for this
-            if re.search('memory|overflow', str(error)):
-                raise MemoryError(f'{args.agent_name} does not fit into memory: {str(error).splitlines()[0]}') from error
-            raise
+        agent = make_agent(self.args, self.environment.obs_spec, self.environment.action_spec, self.device)
+        if self.labelled and agent.horizon:
+            name = next(name for name, loss in agent.losses.items() if loss.horizon)
+            raise ValueError(f'aux={name}: {Samples.horizon_needed}')
+        return agent
 
     def open_replay(self, state: dict[str, Any] | None) -> Replay:
         say = print if self.args.offline else self.logger.say  # an offline run opens its replay before it may write anything
+        if self.labelled:
+            suite: Any = self.environment.suite
+            return suite.samples(seed=derive_seed(self.args.seed, 'replay'), transform=self.args.replay.transform, device=self.device)
         return self.run_replay.open(self.environment.obs_spec, self.environment.action_spec, self.agent, state, say)
 
     def start(self) -> None:
@@ -191,6 +203,7 @@ class Session:
             self.step += 1
             return self.learn()
         agent.step = self.step
+        agent.mode(training=False)
         action, extras, self.agent_state = agent.act(environment.observe().to(self.device), self.agent_state)
         environment.send(action)
         if agent.overlap:
@@ -257,19 +270,42 @@ class Session:
         """`evaluate_episodes` greedy episodes with seeds of their own; training notices nothing."""
         args = self.args
         self.clocks['evaluate'].last = self.step
-        if self.evaluation is None:
+        if self.evaluation is None and not args.generate:
             self.evaluation = self.make_environment(args.evaluate_envs, train=False)
-        seed = derive_seed(args.seed, 'evaluate', self.step)
-        with self.logger.evaluating(), torch.random.fork_rng():
-            episodes = evaluate(self.agent, self.evaluation, args.evaluate_episodes, seed, lambda: self.stopping)
-        if episodes is not None and args.log_video:
-            self.video(episodes[0])
-        if episodes is None or (self.stopping and args.log_video):  # interrupted: done again on resume
+        judge = self.images if args.generate else self.labels if args.suite in LABELLED else self.games
+        with self.logger.evaluating():
+            metrics = judge(derive_seed(args.seed, 'evaluate', self.step))
+        if metrics is None:  # interrupted: done again on resume
             self.clocks['evaluate'].last = -1
             return
-        self.score = float(np.mean([episode.score for episode in episodes]))
-        self.logger.dump('eval', **self.counters(), metrics={'reward': self.score, 'reward_std': float(np.std([e.score for e in episodes])),
-                                                             'episode_length': float(np.mean([e.length for e in episodes]))})
+        self.score = next(iter(metrics.values()), None)
+        self.logger.dump('eval', **self.counters(), metrics=metrics)
+
+    def games(self, seed: int) -> dict[str, float] | None:
+        """Plays; the first of the episodes may be filmed."""
+        assert self.evaluation is not None
+        episodes = evaluate(self.agent, self.evaluation, self.args.evaluate_episodes, seed, lambda: self.stopping)
+        if episodes is not None and self.args.log_video:
+            self.video(episodes[0])
+        if episodes is None or (self.stopping and self.args.log_video):
+            return None
+        scores, lengths = [episode.score for episode in episodes], [episode.length for episode in episodes]
+        return {'reward': float(np.mean(scores)), 'reward_std': float(np.std(scores)), 'episode_length': float(np.mean(lengths))}
+
+    def labels(self, seed: int) -> dict[str, float] | None:
+        """Classifies the test set."""
+        assert self.evaluation is not None
+        judged = evaluate_labels(self.agent, self.evaluation.suite, seed, lambda: self.stopping)  # type: ignore[arg-type]
+        if judged is None:
+            return None
+        metrics, self.logits = judged
+        return metrics
+
+    def images(self, seed: int) -> dict[str, float]:
+        """Draws a sheet of images."""
+        drawn = generate_images(self.agent, self.environment.obs_spec, SHEET, seed)
+        write_sheet(self.path / 'images' / f'{self.step}.png', drawn)
+        return {}
 
     def video(self, episode: Episode) -> None:
         assert self.evaluation is not None
@@ -287,6 +323,12 @@ class Session:
 
     def plot(self) -> None:
         options = self.args.plotting
+        if options.plot and self.logits is not None and self.evaluation is not None:
+            source = self.evaluation.suite.source  # type: ignore[attr-defined]
+            try:
+                report(self.path / 'report', labels=source.labels, logits=self.logits, classes=source.classes, read=source.read, step=self.step)
+            except (OSError, ValueError) as error:
+                self.logger.say(f'no report: {error}')
         experiment = safe(self.args.experiment)
         if options.plot:
             try:
@@ -311,7 +353,8 @@ class Session:
                 'seed_steps': self.seed_steps, 'complete': self.complete, 'replay_kept': self.replay_kept or self.args.replay.save,
                 'agent': self.agent.state(), 'agent_state': self.agent_state, 'environment': None if self.args.offline else self.environment.state_dict(),
                 'replay': self.replay.state_dict(), 'logger': self.logger.state_dict(), 'clocks': {name: clock.last for name, clock in self.clocks.items()},
-                'torch': torch.get_rng_state(), 'graft_version': VERSION})
+                'torch': torch.get_rng_state(), 'graft_version': VERSION,
+                'specs': {'obs': described(self.environment.obs_spec), 'action': described(self.environment.action_spec)}})
             self.saved_update = self.agent.update_count
         except OSError as error:
             self.replay.checkpoints = kept
@@ -340,7 +383,7 @@ class Session:
         if not self.args.offline:
             self.environment.load_state_dict(state['environment'])
         if self.args.offline:
-            if self.replay.layout == state['replay']['layout'] and (self.replay.cursor >= state['replay']['cursor']).all():
+            if self.replay.continues(state['replay']):
                 self.replay.load_state_dict(state['replay'])
             else:
                 self.logger.say(f'{self.run_replay.path} is another replay than before: its passes begin anew')
@@ -416,3 +459,4 @@ class Session:
 
 
 VERSION = '0.1.0'
+SHEET = 64  # images of a sheet

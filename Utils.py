@@ -87,21 +87,35 @@ def locate(name: str, where: str = '') -> Any:
 
     Raises:
         ValueError: nothing has that name; the message has the nearest and `where` it is set."""
-    module, _, attribute = name.rpartition('.')
     if str(Path.cwd()) not in sys.path:  # a user's own file beside the run
         sys.path.insert(0, str(Path.cwd()))
-    place = import_place(module or SHORT_NAMES.get(where.rpartition('.')[2], 'Blocks.Architectures'), name, where)
+    module, attribute = split_name(name, SHORT_NAMES.get(where.rpartition('.')[2], 'Blocks.Architectures'))
+    place = import_place(module, name, where)
     found = getattr(place, attribute, None)
     if found is None and hasattr(place, '__path__') and importlib.util.find_spec(f'{place.__name__}.{attribute}'):
         found = importlib.import_module(f'{place.__name__}.{attribute}')
     if inspect.ismodule(found):  # Agents.DQN is the class of that name in the file of that name
         found = getattr(found, attribute, None)
-    if inspect.isclass(found) or (module and callable(found)):
+    if inspect.isclass(found) or ('.' in name and callable(found)):
         return found
     top = place.__name__.partition('.')[0]
     choices = {choice.lower(): choice for choice, value in vars(place).items() if inspect.isclass(value) and value.__module__.partition('.')[0] == top}
     close = [choices[match] for match in difflib.get_close_matches(attribute.lower(), choices, n=3, cutoff=0.4)]
     raise ValueError(f'{where}={name}: no such name; nearest: {", ".join(close or sorted(choices.values())[:8])}')
+
+
+def split_name(name: str, package: str) -> tuple[str, str]:
+    """Module and attribute of a name. package: where short names are; `DCGAN.Generator` is in its module DCGAN, unless there is a module of that name."""
+    first, _, rest = name.partition('.')
+    if package == 'Blocks.Architectures' and first == 'timm' and rest:
+        return f'{package}.Timm', rest  # not timm itself, whose networks do not tell their output_shape; their names may have dots
+    module, _, attribute = name.rpartition('.')
+    if not module:
+        return package, attribute
+    if first and first not in sys.modules and importlib.util.find_spec(first) is None \
+            and hasattr(importlib.import_module(package), '__path__') and importlib.util.find_spec(f'{package}.{first}'):
+        return f'{package}.{module}', attribute
+    return module, attribute
 
 
 def import_place(place: str, name: str, where: str) -> ModuleType:
@@ -160,6 +174,13 @@ def build(recipe: Mapping[str, Any] | None, default: str, where: str, **given: A
     if missing := [name for name in needed if name not in arguments]:
         raise ValueError(f'{where}: {target.__name__} also needs {", ".join(f"{where}.{name}" for name in missing)}')
     return target(**arguments)
+
+
+def filled(recipes: Any, obs_shape: list[int]) -> Any:
+    """Recipes in which `${obs_shape}` is what the task shows."""
+    if isinstance(recipes, Mapping):
+        return {key: filled(value, obs_shape) for key, value in recipes.items()}
+    return obs_shape if recipes == '<obs_shape>' else recipes
 
 
 def require(good: bool, key: str, value: object, expected: str) -> None:

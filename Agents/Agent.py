@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from Blocks.Augmentations import Null
@@ -45,6 +46,7 @@ class Agent(nn.Module):
         self.acting, self.learning = generator(seed, 'acting'), generator(seed, 'learning', device=self.device)
         self.evaluating = generator(seed, 'evaluating')  # begun anew by every evaluation
         self.seed, self.auxiliaries = seed, nn.ModuleDict()
+        self.parts_of_it: list[nn.Module] = []  # all modules, flat, once they are known
 
     def act(self, step: Step, state: Any = None, greedy: bool = False) -> tuple[Tensor, dict[str, Tensor], Any]:
         """Chooses actions for all lanes. → action (N,) int64 or (N, A) float32; extras for the replay; the recurrent state.
@@ -76,7 +78,7 @@ class Agent(nn.Module):
             ValueError: an unknown loss or argument, or an agent without anything to train."""
         if not losses:
             return
-        parts = self.parts(obs_spec, action_spec)
+        self.parts_of_it, parts = [], self.parts(obs_spec, action_spec)
         with torch.random.fork_rng():
             for name, recipe in losses.items():
                 torch.manual_seed(derive_seed(self.seed, 'aux', name))
@@ -97,10 +99,24 @@ class Agent(nn.Module):
 
     def improve(self, replay: Replay) -> dict[str, Tensor]:
         """`learn`, and a step of each auxiliary loss. → metrics of all."""
+        self.mode(training=True)
         metrics = self.learn(replay)
         for loss in self.losses.values():
             metrics |= loss.learn(replay, self)
         return metrics
+
+    def mode(self, training: bool) -> None:
+        """Batch norm, dropout and the like as in learning, or as in acting."""
+        if self.training != training:
+            self.parts_of_it = self.parts_of_it or list(self.modules())
+            for module in self.parts_of_it:
+                module.__dict__['training'] = training  # at every step of small agents, `train` would be felt
+
+    def predict(self, obs: Tensor, classes: int) -> Tensor:
+        """Scores of the classes (N, K) float32, the highest of the class it takes each observation for. obs: (N, *stacked shape)."""
+        nothing = torch.zeros(len(obs), device=obs.device)
+        action, _, _ = self.act(Step(obs, nothing == 0, nothing, nothing), greedy=True)
+        return action.float() if action.is_floating_point() else F.one_hot(action, classes).float()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 on convolutions and linears when precision=bf16; losses and weights stay float32."""

@@ -13,24 +13,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from Agents.Agent import Agent
+from Agents.OffPolicy import OffPolicy
 from Agents.Random import uniform_action
 from Blocks.Actors import Actor
 from Blocks.Block import Block
 from Blocks.Creator import Creator
 from Blocks.Critics import Critic
-from Blocks.Encoders import Encoder, encoder_kind
+from Blocks.Encoders import Encoder, NoiseEncoder, encoder_kind
 from Blocks.Losses import gather_actions, next_value_discrete, td_loss, td_target
-from Datasets.Replay import Batch, Replay
+from Datasets.Replay import Batch
 from Datasets.Specs import ActionSpec, ObsSpec
 from Environment import Step
 from Utils import build, follow, optimise, require, schedule
 
 
-class DQN(Agent):
+class DQN(OffPolicy):
     """
     Args:
-        obs_spec, action_spec: of the environment.
+        obs_spec, action_spec: of the environment. RL, supervise, generate: see OffPolicy.
         recipes: replacements of parts.
         encoder: 'nature', 'pixel', 'mlp', 'ofe', 'identity', or 'auto': nature for images, identity for vectors.
         encoder_hidden_dim, encoder_layers: of the encoders mlp and ofe. normalise_obs: vectors by running moments.
@@ -49,7 +49,7 @@ class DQN(Agent):
                  epsilon: str | float = 'linear(1.0,0.05,50000)', eval_epsilon: float = 0.0, temperature: str | float = 'linear(1.0,0.1,20000)',
                  target_tau: float = 0.01, target_per_updates: int = 1, num_actions: int = 1, stddev_schedule: str | float = 'linear(1.0,0.1,20000)',
                  stddev_clip: float = 0.3, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(action_spec=action_spec, **settings)
         require(exploration in ('epsilon', 'softmax'), 'agent.exploration', exploration, 'epsilon or softmax')
         for key, count in (('num_critics', num_critics), ('num_actions', num_actions), ('target_per_updates', target_per_updates)):
             require(count >= 1, f'agent.{key}', count, '1 or more')
@@ -58,7 +58,6 @@ class DQN(Agent):
         require(0 < target_tau <= 1, 'agent.target_tau', target_tau, 'more than 0, at most 1')
         require(0 <= eval_epsilon <= 1, 'agent.eval_epsilon', eval_epsilon, 'a number from 0 to 1')
         require(stddev_clip >= 0, 'agent.stddev_clip', stddev_clip, '0 or more')
-        self.action_spec, self.discrete = action_spec, action_spec.discrete
         self.batch_size, self.nstep, self.explore_steps, self.grad_clip = batch_size, nstep, explore_steps, grad_clip
         self.double_q, self.huber, self.exploration, self.eval_epsilon = double, huber, exploration, eval_epsilon
         self.target_tau, self.target_per_updates, self.ema_decay = target_tau, target_per_updates, ema_decay
@@ -73,18 +72,23 @@ class DQN(Agent):
         images = obs_spec.is_image
         self.aug = build(recipes.get('aug'), 'Blocks.Augmentations.Null', 'recipes.aug', input_shape=obs_spec.stacked_shape)
         sizes: dict[str, Any] = {'hidden_dim': hidden_dim, 'depth': depth, 'layer_norm': layer_norm}
-        kind = encoder_kind(encoder, obs_spec, images='nature', vectors='identity', hidden_dim=encoder_hidden_dim, layers=encoder_layers)
-        self.encoder = Encoder(obs_spec, recipes['encoder'], **kind, input_shape=self.aug.output_shape, layer_norm=layer_norm, projection_dim=trunk_dim,
-                               normalise=normalise_obs)
-        trunk = 'LayerNormTanh' if images and not self.discrete else 'Null'
+        if self.generate:
+            self.encoder: Encoder = NoiseEncoder(obs_spec, trunk_dim)
+        else:
+            kind = encoder_kind(encoder, obs_spec, images='nature', vectors='identity', hidden_dim=encoder_hidden_dim, layers=encoder_layers)
+            self.encoder = Encoder(obs_spec, recipes['encoder'], **kind, input_shape=self.aug.output_shape, layer_norm=layer_norm, projection_dim=trunk_dim,
+                                   normalise=normalise_obs)
+        drawn: dict[str, Any] = {'image_shape': obs_spec.stacked_shape, 'tanh': False} if self.generate else {}  # the actor squashes what its head draws
+        trunk = 'LayerNormTanh' if images and not (self.discrete or self.generate) else 'Null'
         self.critic = Critic(self.encoder.repr_shape, action_spec, recipes['critic'], trunk=trunk, q_head='Dueling' if dueling and self.discrete else 'MLP',
-                             num_critics=num_critics, trunk_dim=trunk_dim, **sizes)
+                             num_critics=num_critics, trunk_dim=trunk_dim, image_shape=drawn.get('image_shape'), **sizes)
         self.to(self.device)
         optim: dict[str, Any] = {'lr': lr, 'weight_decay': weight_decay, 'eps': adam_eps, 'lr_decay_steps': lr_decay_steps}
         self.learners = [self.encoder.equip(recipes['encoder'], 'recipes.encoder', **optim), self.critic.equip(recipes['critic'], 'recipes.critic', **optim)]
         self.target_encoder, self.target_critic = self.encoder.frozen_copy(), self.critic.frozen_copy()
         if not self.discrete:
-            self.actor = Actor(self.encoder.repr_shape, action_spec, recipes['actor'], trunk=trunk, trunk_dim=trunk_dim, **sizes).to(self.device)
+            self.actor = Actor(self.encoder.repr_shape, action_spec, recipes['actor'], trunk=trunk, trunk_dim=trunk_dim, **drawn,
+                               **sizes).to(self.device)
             self.actor.equip(recipes['actor'], 'recipes.actor', **optim)
         # what acts: the learners, or their moving averages
         self.ema_encoder = self.encoder.frozen_copy() if ema else None
@@ -99,12 +103,17 @@ class DQN(Agent):
             self.encoder.observe(step.obs)
         if not greedy and self.step < self.explore_steps:
             return uniform_action(self.action_spec, step.obs.shape[0], self.acting), {}, state
-        encoder, head = self.ema_encoder or self.encoder, self.ema_head or (self.critic if self.discrete else self.actor)
+        encoder, head = self.actors
         # for one lane, casting the weights takes longer than the cast product saves
         with self.autocast() if len(step.obs) > 1 else contextlib.nullcontext():
             representation = encoder(self.aug.evaluate(step.obs))
             act = self.act_discrete if self.discrete else self.act_continuous
             return act(representation, head, greedy), {}, state
+
+    @property
+    def actors(self) -> tuple[Encoder, Block]:
+        """What acts: encoder and head, or their moving averages."""
+        return self.ema_encoder or self.encoder, self.ema_head or (self.critic if self.discrete else self.actor)
 
     def act_discrete(self, representation: Tensor, critic: Block, greedy: bool) -> Tensor:
         policy = Creator(critic(representation), self.temperature(self.step))
@@ -128,11 +137,22 @@ class DQN(Agent):
 
     # --- learning
 
-    def learn(self, replay: Replay) -> dict[str, Tensor]:
-        return self.update(replay.sample(self.batch_size, self.nstep))
+    def scores(self, obs: Tensor, averages: bool = False) -> Tensor:
+        """Logits of the classes: the mean of the ensemble, or what the actor's tanh squashes."""
+        encoder, head = self.actors if averages else (self.encoder, self.critic if self.discrete else self.actor)
+        representation = encoder(obs)
+        return head(representation).mean(0) if self.discrete else head(representation, 0.0).logits
+
+    @property
+    def classifier(self) -> tuple[Block, ...]:
+        return self.encoder, self.critic if self.discrete else self.actor
+
+    def generated(self, obs: Tensor) -> Tensor:
+        return self.actor(self.encoder(obs), 0.0).mean
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        obs, next_obs = self.aug(batch.obs, self.learning), self.aug(batch.next_obs, self.learning)
+        obs = self.aug(batch.obs, self.learning)
+        next_obs = None if batch.next_obs is None else self.aug(batch.next_obs, self.learning)
         if self.discrete:
             loss, metrics, _ = self.critic_loss(obs, batch.action, batch.reward, batch.discount, next_obs, batch.weight)
             optimise(loss, *self.learners, name='critic_loss', grad_clip=self.grad_clip)
@@ -142,33 +162,36 @@ class DQN(Agent):
             loss, metrics, representation = self.critic_loss(obs, batch.action, batch.reward, batch.discount, next_obs, batch.weight, stddev, noise)
             optimise(loss, *self.learners, name='critic_loss', grad_clip=self.grad_clip)
             metrics |= self.update_actor(representation.detach(), stddev)
-        self.update_count += 1
-        self.follow_targets()
+        self.settle()
         return metrics
 
-    def discrete_critic_loss(self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor,
+    def discrete_critic_loss(self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor | None,
                              weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """y = R + γⁿ Q̄(s′, argmax Q(s′)) for double, argmax Q̄ otherwise; Huber loss of Q(s, a) − y."""
         with self.autocast():  # one region, so that each weight is cast once
             with torch.no_grad():
-                prepared = self.encoder.prepare(next_obs)  # once for both networks
-                target_next = self.target_critic(self.target_encoder.represent(prepared))
-                online_next = self.critic(self.encoder.represent(prepared)) if self.double_q else None
-                target_q = td_target(reward, discount, next_value_discrete(target_next, online_next))
+                target_q = reward
+                if next_obs is not None:
+                    prepared = self.encoder.prepare(next_obs)  # once for both networks
+                    target_next = self.target_critic(self.target_encoder.represent(prepared))
+                    online_next = self.critic(self.encoder.represent(prepared)) if self.double_q else None
+                    target_q = td_target(reward, discount, next_value_discrete(target_next, online_next))
             representation = self.encoder(obs)
             q = gather_actions(self.critic(representation), action)
         loss = td_loss(q, target_q, self.huber, weight)
         return loss, {'critic_loss': loss.detach(), 'q_mean': q.detach().mean(), 'target_q': target_q.mean()}, representation
 
-    def continuous_critic_loss(self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, weight: Tensor | None,
+    def continuous_critic_loss(self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor | None, weight: Tensor | None,
                                stddev: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """y = R + γⁿ min Q̄(s′, a′), a′ the actor's mean plus clipped noise (DrQ-v2, eq. 3); mean square of Q(s, a) − y, summed over heads."""
         with self.autocast():
             with torch.no_grad():
-                prepared = self.encoder.prepare(next_obs)  # once for both networks
-                next_action = self.actor(self.encoder.represent(prepared), stddev).sample(noise, self.stddev_clip)
-                next_value = self.target_critic(self.target_encoder.represent(prepared), next_action).min(0).values
-                target_q = td_target(reward, discount, next_value)
+                target_q = reward
+                if next_obs is not None:
+                    prepared = self.encoder.prepare(next_obs)  # once for both networks
+                    next_action = self.actor(self.encoder.represent(prepared), stddev).sample(noise, self.stddev_clip)
+                    next_value = self.target_critic(self.target_encoder.represent(prepared), next_action).min(0).values
+                    target_q = td_target(reward, discount, next_value)
             representation = self.encoder(obs)
             q = self.critic(representation, action)
         loss = td_loss(q, target_q, False, weight)
@@ -185,7 +208,8 @@ class DQN(Agent):
         self.critic.requires_grad_(True)
         return {'actor_loss': loss.detach()}
 
-    def follow_targets(self) -> None:
+    def settle(self) -> None:
+        self.update_count += 1
         if self.update_count % self.target_per_updates == 0:
             follow(self.target_critic, self.critic, self.target_tau)
             follow(self.target_encoder, self.encoder, self.target_tau)

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from Agents.Agent import Agent
+from Agents.OffPolicy import OffPolicy
 from Agents.Random import uniform_action
 from Blocks.Actors import StochasticActor
 from Blocks.Block import Block, init_delta_orthogonal
 from Blocks.Critics import Critic
-from Blocks.Encoders import Encoder, encoder_kind
+from Blocks.Encoders import Encoder, NoiseEncoder, encoder_kind
 from Blocks.Losses import gather_actions, td_loss, td_target
-from Datasets.Replay import Batch, Replay
+from Datasets.Replay import Batch
 from Datasets.Specs import ActionSpec, ObsSpec
 from Environment import Step
 from Utils import build, follow, optimise, require
@@ -39,10 +39,10 @@ class Temperature(Block):
         return self.log_alpha.exp()
 
 
-class SAC(Agent):
+class SAC(OffPolicy):
     """
     Args:
-        obs_spec, action_spec: of the environment.
+        obs_spec, action_spec: of the environment. RL, supervise, generate: see OffPolicy.
         recipes: replacements of parts.
         encoder: 'pixel', 'mlp', 'ofe', 'identity', or 'auto': pixel for images, identity for vectors.
         encoder_hidden_dim, encoder_layers: of the encoders mlp and ofe.
@@ -68,7 +68,7 @@ class SAC(Agent):
                  target_entropy: float | None = None, temperature_lr: float | None = None, temperature_beta: float = 0.9, log_std_min: float = -10.0,
                  log_std_max: float = 2.0, detach_encoder: bool = False, actor_trains_encoder: bool = False, normalise_obs: bool = False,
                  **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(action_spec=action_spec, **settings)
         for key, count in (('num_critics', num_critics), ('target_per_updates', target_per_updates), ('actor_per_updates', actor_per_updates)):
             require(count >= 1, f'agent.{key}', count, '1 or more')
         require(depth >= 0, 'agent.depth', depth, '0 or more')
@@ -79,7 +79,6 @@ class SAC(Agent):
         require(target_entropy is None or math.isfinite(target_entropy), 'agent.target_entropy', target_entropy, 'a number, or null')
         require(0 <= temperature_beta < 1, 'agent.temperature_beta', temperature_beta, 'a number from 0 to below 1')
         require(log_std_min < log_std_max, 'agent.log_std_min', log_std_min, f'less than agent.log_std_max={log_std_max}')
-        self.action_spec, self.discrete = action_spec, action_spec.discrete
         self.batch_size, self.nstep, self.explore_steps, self.grad_clip = batch_size, nstep, explore_steps, grad_clip
         self.critic_tau, self.encoder_tau, self.target_per_updates = critic_tau, encoder_tau, target_per_updates
         self.actor_per_updates, self.learn_temperature = actor_per_updates, learn_temperature
@@ -87,14 +86,17 @@ class SAC(Agent):
         most = 0.98 * math.log(action_spec.num_actions) if action_spec.num_actions else -float(action_spec.size)
         self.target_entropy = most if target_entropy is None else target_entropy
 
-        kind: dict[str, Any] = encoder_kind(encoder, obs_spec, images='pixel', vectors='identity', hidden_dim=encoder_hidden_dim,
-                                            layers=encoder_layers)
+        kind: dict[str, Any] = {} if self.generate else encoder_kind(encoder, obs_spec, images='pixel', vectors='identity', hidden_dim=encoder_hidden_dim,
+                                                                     layers=encoder_layers)
         self.aug = build(recipes.get('aug'), 'Blocks.Augmentations.Null', 'recipes.aug', input_shape=obs_spec.stacked_shape)
-        self.encoder = Encoder(obs_spec, recipes['encoder'], **kind, input_shape=self.aug.output_shape, projection_dim=trunk_dim, normalise=normalise_obs)
+        self.encoder: Encoder = NoiseEncoder(obs_spec, trunk_dim) if self.generate else Encoder(
+            obs_spec, recipes['encoder'], **kind, input_shape=self.aug.output_shape, projection_dim=trunk_dim, normalise=normalise_obs)
+        drawn: dict[str, Any] = {'image_shape': obs_spec.stacked_shape, 'tanh': False} if self.generate else {}  # the policy squashes what its head draws
         sizes: dict[str, Any] = {'hidden_dim': hidden_dim, 'depth': depth, 'layer_norm': layer_norm}
-        self.critic = Critic(self.encoder.repr_shape, action_spec, recipes['critic'], num_critics=num_critics, trunk_dim=trunk_dim, **sizes)
+        self.critic = Critic(self.encoder.repr_shape, action_spec, recipes['critic'], num_critics=num_critics, trunk_dim=trunk_dim,
+                             image_shape=drawn.get('image_shape'), **sizes)
         self.actor = StochasticActor(self.encoder.feature_shape, action_spec, recipes['actor'], trunk=kind.get('projection', 'Null'), trunk_dim=trunk_dim,
-                                     log_std=(log_std_min, log_std_max), **sizes)
+                                     log_std=(log_std_min, log_std_max), **drawn, **sizes)
         self.temperature = Temperature(init_temperature)
         for block in (self.encoder, self.critic, self.actor):
             block.apply(init_delta_orthogonal)
@@ -118,11 +120,16 @@ class SAC(Agent):
             self.encoder.observe(step.obs)
             if self.step < self.explore_steps:
                 return uniform_action(self.action_spec, step.obs.shape[0], self.acting), {}, state
-        encoder, actor = self.ema_encoder or self.encoder, self.ema_actor or self.actor
+        encoder, actor = self.actors
         policy = actor(encoder.features(self.aug.evaluate(step.obs)))
         if greedy:
             return policy.best, {}, state
         return policy.sample(self.acting) if self.discrete else policy.sample(self.noise(step.obs.shape[0], self.acting))[0], {}, state
+
+    @property
+    def actors(self) -> tuple[Encoder, Block]:
+        """What acts: encoder and actor, or their moving averages."""
+        return self.ema_encoder or self.encoder, self.ema_actor or self.actor
 
     def noise(self, batch_size: int, random: torch.Generator) -> Tensor:
         """Standard normal (B, A)."""
@@ -130,35 +137,49 @@ class SAC(Agent):
 
     # --- learning
 
-    def learn(self, replay: Replay) -> dict[str, Tensor]:
-        return self.update(replay.sample(self.batch_size, self.nstep))
+    def scores(self, obs: Tensor, averages: bool = False) -> Tensor:
+        encoder, actor = self.actors if averages else (self.encoder, self.actor)
+        return actor(encoder.features(obs)).logits
+
+    @property
+    def classifier(self) -> tuple[Block, ...]:
+        return self.encoder, self.actor
+
+    def generated(self, obs: Tensor) -> Tensor:
+        return self.actor(self.encoder.features(obs)).best
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        obs, next_obs = self.aug(batch.obs, self.learning), self.aug(batch.next_obs, self.learning)
+        obs = self.aug(batch.obs, self.learning)
+        next_obs = None if batch.next_obs is None else self.aug(batch.next_obs, self.learning)
         alpha = self.temperature().detach()
         loss, metrics, features = self.critic_loss(obs, batch.action, batch.reward, batch.discount, next_obs, batch.weight, alpha,
                                                    self.noise(len(obs), self.learning))
         optimise(loss, self.encoder, self.critic, name='critic_loss', grad_clip=self.grad_clip)
-        self.update_count += 1
-        if self.update_count % self.actor_per_updates == 0:
+        if (self.update_count + 1) % self.actor_per_updates == 0:
             metrics |= self.update_actor(features, obs, alpha)
+        self.settle()
+        return metrics
+
+    def settle(self) -> None:
+        self.update_count += 1
         if self.update_count % self.target_per_updates == 0:
             follow(self.target_critic, self.critic, self.critic_tau)
             follow(self.target_encoder, self.encoder, self.encoder_tau)
         if self.ema_encoder is not None and self.ema_actor is not None:
             follow(self.ema_encoder, self.encoder, 1 - self.ema_decay)
             follow(self.ema_actor, self.actor, 1 - self.ema_decay)
-        return metrics
 
-    def soft_critic_loss(self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, weight: Tensor | None, alpha: Tensor,
+    def soft_critic_loss(self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor | None, weight: Tensor | None, alpha: Tensor,
                          noise: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """y = R + γⁿ (min Q̄(s′, a′) − α log π(a′|s′)), a′ ~ π(s′) (1812.05905, eq. 3); mean square of Q(s, a) − y, summed over heads."""
         with self.autocast():
             with torch.no_grad():
-                prepared = self.encoder.prepare(next_obs)  # once for both networks
-                policy = self.actor(self.encoder.eyes(prepared))
-                representation = self.target_encoder.represent(prepared)
-                target_q = td_target(reward, discount, self.soft_value(representation, policy, self.target_critic, alpha, noise)[0])
+                target_q = reward
+                if next_obs is not None:
+                    prepared = self.encoder.prepare(next_obs)  # once for both networks
+                    policy = self.actor(self.encoder.eyes(prepared))
+                    representation = self.target_encoder.represent(prepared)
+                    target_q = td_target(reward, discount, self.soft_value(representation, policy, self.target_critic, alpha, noise)[0])
             features = self.encoder.features(obs)
             representation = self.encoder.project(features.detach() if self.detach_encoder else features)
             q = gather_actions(self.critic(representation), action) if self.discrete else self.critic(representation, action)

@@ -52,7 +52,7 @@ class NothingToPlot(ValueError):
 
 @dataclass(frozen=True)
 class Curve:
-    """The scores of one run. x: (n,) float64, increasing; y: (n,) float64, raw scores."""
+    """The scores of one run. x: (n,) float64, increasing; y: (n,) float64, raw scores, of the column `column`."""
 
     experiment: str
     agent: str
@@ -63,6 +63,12 @@ class Curve:
     y: np.ndarray
     overrides: str = ''
     reference: bool = False
+    column: str = 'reward'
+
+    @property
+    def accuracy(self) -> bool:
+        """Whether the score is the share that was right, 0 to 1."""
+        return self.column == 'accuracy'
 
     @property
     def label(self) -> str:
@@ -119,10 +125,10 @@ def load(
         if not all(matches(patterns[name], names[name]) for name in asked):
             continue
         matching += 1
-        xs, ys = _read(path, suite, x, steps, metric)
+        xs, ys, column = _read(path, suite, x, steps, metric)
         if len(xs):
             overrides = ' '.join(filter(None, [NAMED_ELSEWHERE.sub('', match['overrides'] or '').strip(','), *offline]))
-            curves.append(Curve(experiment, agent, suite, task, int(match['seed']), xs, ys, overrides))
+            curves.append(Curve(experiment, agent, suite, task, int(match['seed']), xs, ys, overrides, column=column))
     if curves:
         return curves
     if matching:
@@ -204,15 +210,17 @@ def matches(patterns: Sequence[re.Pattern[str]] | None, names: Iterable[str]) ->
     return patterns is None or any(pattern.fullmatch(name) or pattern.pattern == name for pattern in patterns for name in names)
 
 
-def _read(path: Path, suite: str, x: str, steps: int | None, metric: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """x and score of the complete rows that have both; of rows with the same x the last counts."""
+def _read(path: Path, suite: str, x: str, steps: int | None, metric: str | None) -> tuple[np.ndarray, np.ndarray, str]:
+    """x and score of the complete rows that have both, and the score's column; of rows with the same x the last counts."""
     header, rows = read_table(path)
     order = (metric,) if metric else tuple(reversed(SCORES)) if suite == 'classify' else SCORES  # a classifier's score is its accuracy
-    column = next((name for name in order if name in header), None)
-    points = {}
-    if column is not None and x in header:
+    columns = [name for name in order if name in header and x in header]
+    for column in columns:
+        points = {}
         at, score, step = header.index(x), header.index(column), header.index('step')
         for row in rows:
             if row[at] and row[score] and np.isfinite(float(row[score])) and (steps is None or float(row[step]) <= steps):
                 points[float(row[at])] = float(row[score])
-    return np.array(sorted(points)), np.array([points[key] for key in sorted(points)])
+        if points:  # a header may name a score that this run never has
+            return np.array(sorted(points)), np.array([points[key] for key in sorted(points)]), column
+    return np.array([]), np.array([]), ''

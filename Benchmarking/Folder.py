@@ -15,6 +15,7 @@ import yaml
 
 import Checkpoint
 from Benchmarking.Table import read_table
+from Datasets.Suites.Names import LABELLED
 from Hparams.Compose import flatten
 from Utils import Args
 
@@ -29,6 +30,9 @@ ARTEFACTS = (
     'nonfinite.pt',
     'tensorboard/events.out.tfevents.*',
     'videos/*.mp4',
+    'images/*.png',
+    'report/*.png',
+    'report/*.csv',
     'replay/layout.json',
     'replay/checksums.json',
     'replay/*.bin',
@@ -43,6 +47,11 @@ def run_folder(args: Args, overrides: str = '') -> Path:
     agent = '+'.join([args.agent_name.removeprefix('Agents.'), *args.plugs])
     leaf = f'{safe(args.task_name)}_{args.seed}' + (f'__{distinct(overrides)}' if overrides else '')
     return Path(args.root) / safe(args.experiment) / safe(agent) / args.suite / leaf
+
+
+def own_folder(args: Args, run: Path) -> Path:
+    """Where this process writes: an offline learner beside the run that fills its replay, anything else in the run's folder."""
+    return run / 'offline' if args.offline and not (args.generate or args.suite in LABELLED) else run
 
 
 def safe(name: str) -> str:

@@ -51,6 +51,7 @@ STYLE: Any = {
 }
 
 Panel = dict[str, list[list[Curve]]]  # legend label -> per task, its runs
+Key = tuple[str, str, bool]  # suite, task ('' for all of them), whether the scores are accuracies: those share no axis with returns
 
 
 def plot(
@@ -73,8 +74,9 @@ def plot(
 ) -> list[Path]:
     """Draws `tasks.png` and `suites.png` from `<root>/<experiment>/<Agent>/<suite>/<task>_<seed>/<phase>.csv`.
 
-    Lines are the mean (or IQM) over seeds with its 95% bootstrap interval; nothing is smoothed. In `suites.png` Atari is human-normalised,
-    Classify in percent, DMC has the axis 0–1000, and suites without a common scale show a line per task.
+    Lines are the mean (or IQM) over seeds with its 95% bootstrap interval; nothing is smoothed. Accuracies (of classifiers, column `accuracy`, 0–1)
+    are drawn in percent. In `suites.png` Atari is human-normalised, Classify has the axis 0–100%, DMC 0–1000, and suites without a common scale
+    show a line per task.
 
     Args:
         experiments: names, or regular expressions that match whole names whatever the case; None takes all.
@@ -91,7 +93,7 @@ def plot(
         reference: CSV of published curves with columns agent, task, seed, frame, episode_reward; drawn dashed over the tasks that are here.
             It needs x='frame'.
         reference_agents: which agents of that file.
-        tabular: also write `tabular.json`: scores at the last x that all seeds reached.
+        tabular: also write `tabular.json`: scores at the last x that all seeds reached; accuracies are 0–1, as in the CSV.
         say: takes notes about what was left out.
 
     Returns:
@@ -130,27 +132,27 @@ def _check(x: str, statistic: str, reference: Path | str | None) -> None:
         raise ValueError(f'reference={reference} counts frames, and x={x!r} does not: set x=frame')
 
 
-def _panels(curves: Sequence[Curve]) -> tuple[dict[tuple[str, str], Panel], dict[tuple[str, str], Panel], list[str]]:
-    """Curves by (suite, task) in percent for Classify, else raw; by (suite, '') normalised; and notes about what the second leaves out."""
-    by_task: dict[tuple[str, str], dict[str, list[Curve]]] = {}
+def _panels(curves: Sequence[Curve]) -> tuple[dict[Key, Panel], dict[Key, Panel], list[str]]:
+    """Raw curves by suite and task, normalised ones by suite, and notes about what the second leaves out."""
+    by_task: dict[Key, dict[str, list[Curve]]] = {}
     for curve in sorted(curves, key=lambda curve: (curve.suite, canonical(curve.task), curve.reference, curve.label, curve.seed)):
-        shown = replace(curve, y=100 * curve.y) if curve.suite == 'classify' else curve
-        by_task.setdefault((curve.suite, curve.task), {}).setdefault(curve.label, []).append(shown)
-    by_suite: dict[tuple[str, str], Panel] = {}
+        by_task.setdefault((curve.suite, curve.task, curve.accuracy), {}).setdefault(curve.label, []).append(curve)
+    by_suite: dict[Key, Panel] = {}
     unknown = []
-    for (suite, task), lines in by_task.items():
-        if suite == 'atari' and human_normalised(task, 0.0) is None:
+    for (suite, task, accuracy), lines in by_task.items():
+        human = suite == 'atari' and not accuracy
+        if human and human_normalised(task, 0.0) is None:
             unknown.append(task)
             continue
-        panel = by_suite.setdefault((suite, ''), {})
+        panel = by_suite.setdefault((suite, '', accuracy), {})
         for label, runs in lines.items():
-            scaled = [replace(run, y=human_normalised(task, run.y)) for run in runs] if suite == 'atari' else runs
+            scaled = [replace(run, y=human_normalised(task, run.y)) for run in runs] if human else runs
             panel.setdefault(label, []).append(scaled)
     notes = [f'not in suites.png: {", ".join(unknown)} (no human score to normalise with)'] if unknown else []
     return {key: {label: [runs] for label, runs in lines.items()} for key, lines in by_task.items()}, by_suite, notes
 
 
-def _draw(path: Path, panels: Mapping[tuple[str, str], Panel], curves: Sequence[Curve], x: str, statistic: str) -> None:
+def _draw(path: Path, panels: Mapping[Key, Panel], curves: Sequence[Curve], x: str, statistic: str) -> None:
     """Draws a grid of panels with one legend below. Uses no global state of matplotlib and no display."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -162,11 +164,11 @@ def _draw(path: Path, panels: Mapping[tuple[str, str], Panel], curves: Sequence[
     columns = int(np.ceil(np.sqrt(len(panels))))
     rows = int(np.ceil(len(panels) / columns))
     size = (6.4, 4.2) if len(panels) == 1 else (3.7 * columns, 2.9 * rows)
-    suites = {suite for suite, _ in panels}
+    suites = {suite for suite, _, _ in panels}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(size[0], size[1] + 0.4), layout='constrained', dpi=150)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for number, (axis, ((suite, task), panel)) in enumerate(zip(axes, panels.items(), strict=False)):
+        for number, (axis, ((suite, task, _), panel)) in enumerate(zip(axes, panels.items(), strict=False)):
             _draw_panel(axis, suite, task, panel, colours, x, statistic)
             axis.set_title(_title(task) + (f' ({suite})' if len(suites) > 1 else '') if task else _title(suite))
             if number + columns < len(panels):
@@ -190,16 +192,18 @@ def _draw_panel(axis: Any, suite: str, task: str, panel: Panel, colours: Mapping
     own = [curve for tasks in panel.values() for runs in tasks for curve in runs if not curve.reference]
     end = max(float(curve.x[-1]) for curve in own)
     scale, unit = _seconds_unit(end) if x == 'time' else (1.0, '')
-    several = suite not in ('atari', 'dmc', 'classify') and len({curve.task for curve in own}) > 1  # no common scale: a line per task
+    accuracy = own[0].accuracy
+    several = not accuracy and suite not in ('atari', 'dmc') and len({curve.task for curve in own}) > 1  # no common scale: a line per task
     styles = {name: LINE_STYLES[number % len(LINE_STYLES)] for number, name in enumerate(sorted({curve.task for curve in own}))}
     for label, tasks in panel.items():
         for group in [[runs] for runs in tasks] if several else [tasks]:
             style = styles[group[0][0].task] if several else '--' if group[0][0].reference else '-'
             xs, band = summarise(group, statistic)
+            point, low, high = (100 * values if accuracy else values for values in band)
             marker = 'o' if len(xs) == 1 else None
             axis.plot(
                 xs / scale,
-                band.point,
+                point,
                 color=colours[label],
                 linewidth=1.3 if group[0][0].reference else 1.8,
                 linestyle=style,
@@ -207,39 +211,41 @@ def _draw_panel(axis: Any, suite: str, task: str, panel: Panel, colours: Mapping
                 markersize=5,
                 clip_on=len(xs) > 1,
             )
-            axis.fill_between(xs / scale, band.low, band.high, color=colours[label], alpha=0.18, linewidth=0)
+            axis.fill_between(xs / scale, low, high, color=colours[label], alpha=0.18, linewidth=0)
     if several:
         keys = [axis.plot([], [], color='#555555', linestyle=style, linewidth=1.3, label=_title(name))[0] for name, style in styles.items()]
         axis.legend(handles=keys, fontsize=7, handlelength=2.6)
     elif not task and len({len(tasks) for tasks in panel.values()}) > 1:
         counts = ', '.join(f'{label} {len(tasks)}' for label, tasks in panel.items())
         axis.set_title(f'tasks: {counts}', loc='right', fontsize=6, color='#888888', fontweight='normal', y=-0.02)
-    _dress(axis, suite, task, x, unit, end / scale)
+    _dress(axis, suite, task, own[0].column, x, unit, end / scale)
 
 
-def _dress(axis: Any, suite: str, task: str, x: str, unit: str, end: float) -> None:
+def _dress(axis: Any, suite: str, task: str, column: str, x: str, unit: str, end: float) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_xlabel(AXES[x] + unit)
-    axis.set_ylabel(_ylabel(suite, task))
+    axis.set_ylabel(_ylabel(suite, task, column))
     axis.set_xlim(0, end or 1)  # an end of 0 is a run with nothing but the evaluation at its start
     for line, count in ((axis.xaxis, 5), (axis.yaxis, 6)):
         line.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
         line.set_major_formatter(FuncFormatter(partial(_tick, line)))
     if not end:
         axis.set_xticks([0])
-    if suite == 'dmc':
-        axis.set_ylim(0, 1000)
-    elif suite == 'classify':
+    if column == 'accuracy':
         axis.set_ylim(0, 100)
+    elif suite == 'dmc':
+        axis.set_ylim(0, 1000)
     elif suite == 'atari' and not task:
         axis.axhline(1, color='#999999', linewidth=1, linestyle=':', zorder=1)
         axis.annotate('human', (1, 1), xycoords=('axes fraction', 'data'), ha='right', va='bottom', fontsize=8, color='#888888')
 
 
-def _ylabel(suite: str, task: str) -> str:
-    if suite == 'classify':
+def _ylabel(suite: str, task: str, column: str) -> str:
+    if column == 'accuracy':
         return 'Accuracy (%)'
+    if suite == 'classify':  # of a generator, or another metric: a dataset has no episodes
+        return column.replace('_', ' ').capitalize()
     return 'Human-normalised score' if suite == 'atari' and not task else 'Episode return'
 
 
@@ -261,8 +267,13 @@ def _tick(axis: Any, value: float, _: int | None = None) -> str:
     return text + letter if value else '0'
 
 
-def _write_table(path: Path, by_task: Mapping[tuple[str, str], Panel], by_suite: Mapping[tuple[str, str], Panel], x: str, statistic: str) -> None:
+def _write_table(path: Path, by_task: Mapping[Key, Panel], by_suite: Mapping[Key, Panel], x: str, statistic: str) -> None:
     """Scores at the last x that all runs of a panel have reached."""
+
+    def named(panels: Mapping[Key, Panel]) -> dict[str, Any]:
+        """Accuracies say so where the same task has returns as well."""
+        twins = {key for key in panels if key[2] and (*key[:2], False) in panels}
+        return {'/'.join(filter(None, key[:2])) + ' accuracy' * (key in twins): rows(panel) for key, panel in panels.items()}
 
     def rows(panel: Panel) -> dict[str, Any]:
         last = min(float(curve.x[-1]) for tasks in panel.values() for runs in tasks for curve in runs)
@@ -282,8 +293,8 @@ def _write_table(path: Path, by_task: Mapping[tuple[str, str], Panel], by_suite:
         return table
 
     tables = {
-        'tasks': {f'{suite}/{task}': rows(panel) for (suite, task), panel in by_task.items()},
-        'suites': {suite: rows(panel) for (suite, _), panel in by_suite.items() if suite in ('atari', 'dmc', 'classify')},
+        'tasks': named(by_task),
+        'suites': named({key: panel for key, panel in by_suite.items() if key[0] in ('atari', 'dmc') or key[2]}),
     }
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(tables, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')

@@ -283,6 +283,19 @@ def fixed_batch(size: int) -> Batch:
                  windows[:, 1:], torch.arange(size), torch.ones(size))
 
 
+def classifying(*settings: Any, **options: Any) -> Callable[[Bench], Work]:
+    """See SpeedLabelled, which imports torch: not before the number of threads is set."""
+    def build(bench: Bench) -> Work:
+        from Benchmarking import SpeedLabelled
+        return SpeedLabelled.classifying(*settings, **options)(bench)
+    return build
+
+
+def cifar_memory(bench: Bench) -> float:
+    from Benchmarking import SpeedLabelled
+    return SpeedLabelled.cifar_memory(bench)
+
+
 def loop(*overrides: str, steps: int) -> Callable[[Bench], Work]:
     """A whole run without evaluation: Session's turns, from where learning is under way. One call is `steps` agent steps."""
     def build(bench: Bench) -> Work:
@@ -312,6 +325,9 @@ PLAIN_RING = {'columns': True, 'lanes': 16}
 SAC_NOTE = '17 numbers, 6 joints, batch 256, two hidden layers without layer norm, one step of critic, actor and temperature; plain is eager fp32'
 PIXEL_NOTE = 'batch 128, hidden 1024, actor and targets at every second update, CURL in each; ours with its draws from the replay; plain is eager fp32 NCHW'
 RENDER_NOTE = 'cheetah_run, 84×84, EGL in software; ours one lane in a process, simulation, transport and stacking included; plain physics.render alone'
+
+CLASSIFY_NOTE = 'batch 256, batch norm, cross-entropy alone (RL=false), no augmentation; ours draws each image once a pass; plain is eager fp32 NCHW'
+RESNET = ('Eyes=ResNet18', 'pool=AvgPool')
 
 ROWS = [
     Row('env atari 1', environment('atari', 'pong', 1), 'steps', 'env_atari_1', {'num_envs': 1}, at_least=0.9, note=ENV_NOTE),
@@ -347,6 +363,13 @@ ROWS = [
           bf16=precision == 'bf16', note=PIXEL_NOTE) for precision in ('fp32', 'bf16')),
     Row('replay sequences 9', sequences(9), 'batches', at_least=1 / 1.25, beside=bare_gather(15),
         note='256 samples of 3 + 9 frames and the 3 of next_obs; beside: bare windows of 15 frames'),
+    *(Row(f'classify resnet18 {precision}', classifying((3, 32, 32), 2048, *RESNET, f'precision={precision}'), 'images', 'resnet18_cifar',
+          at_least=at_least, bf16=precision == 'bf16', note=CLASSIFY_NOTE) for precision, at_least in (('fp32', 0.95), ('bf16', 2.0))),
+    *(Row(f'classify small {precision}', classifying((1, 28, 28), 8192, 'Eyes=Benchmarking.SpeedLabelled.SmallEyes', f'precision={precision}'), 'images',
+          'small_cnn', at_least=0.9 if precision == 'fp32' else None, note=CLASSIFY_NOTE) for precision in ('fp32', 'bf16')),
+    Row('classify stream', classifying((3, 32, 32), 2048, *RESNET, stream=True, workers=1), 'images', at_least=0.9,
+        beside=classifying((3, 32, 32), 2048, *RESNET), note='ResNet18; PNG files decoded by one process beside the same from memory; needs two free cores'),
+    Row('cifar10 memory', cifar_memory, 'MB', at_most=200, note="50,000 images from CIFAR-10's files: loaded, summarised and drawn from"),
     Row('loop cartpole random', loop(*DEFAULTS, 'Agent=Agents.Random', 'task=gym/CartPole-v1', 'num_envs=1', steps=16), 'steps',
         note='no learning: all that a step costs'),
 ]

@@ -19,10 +19,10 @@ EPSILON = 1e-6  # actions stay within ±(1 − EPSILON)
 class TruncatedNormal:
     """Gaussian noise around a mean in (−1, 1), clamped to the open box with a straight-through gradient (DrQ-v2).
 
-    mean: (B, A); stddev: scalar or (B, A)."""
+    mean: (B, A); stddev: scalar or (B, A); logits: (B, A), whose tanh the mean is."""
 
-    def __init__(self, mean: Tensor, stddev: Tensor | float) -> None:
-        self.mean, self.stddev = mean, stddev
+    def __init__(self, mean: Tensor, stddev: Tensor | float, logits: Tensor | None = None) -> None:
+        self.mean, self.stddev, self.logits = mean, stddev, logits
 
     def sample(self, noise: Tensor, clip: float | None = None) -> Tensor:
         """noise: standard normal, (B, A) or (K, B, A). The gradient with respect to the mean is 1 also where the clamp is active."""
@@ -45,6 +45,11 @@ class TanhNormal:
         self.mean, self.log_std = mean, log_std
 
     @property
+    def logits(self) -> Tensor:
+        """(B, A): as scores of classes."""
+        return self.mean
+
+    @property
     def best(self) -> Tensor:
         """(B, A): the squashed mean."""
         return torch.tanh(self.mean)
@@ -61,7 +66,7 @@ class Categorical:
     """A choice among K actions. logits: (B, K)."""
 
     def __init__(self, logits: Tensor) -> None:
-        self.log_probs = torch.log_softmax(logits, -1)
+        self.logits, self.log_probs = logits, torch.log_softmax(logits, -1)
 
     @property
     def probs(self) -> Tensor:
@@ -113,4 +118,5 @@ class Actor(Block):
 
     def forward(self, representation: Tensor, stddev: Tensor | float) -> TruncatedNormal:
         """representation: (B, *repr_shape) → distribution with mean (B, A) in (−1, 1), float32."""
-        return TruncatedNormal(torch.tanh(self.pi_head(self.trunk(representation)).float()), stddev)
+        logits = self.pi_head(self.trunk(representation)).float()
+        return TruncatedNormal(torch.tanh(logits), stddev, logits)

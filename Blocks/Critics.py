@@ -19,15 +19,18 @@ class Critic(Block):
     Args:
         repr_shape: of the encoder's representation.
         trunk, q_head: default names of the parts; the recipe's own win.
+        image_shape: actions are images of this shape and are judged alone, whatever the representation.
         given: more arguments offered to the parts (hidden_dim, depth, …)."""
 
     def __init__(self, repr_shape: tuple[int, ...], action_spec: ActionSpec, recipe: Mapping[str, Any], *, trunk: str = 'Null', q_head: str = 'MLP',
-                 num_critics: int = 1, trunk_dim: int = 50, **given: Any) -> None:
+                 num_critics: int = 1, trunk_dim: int = 50, image_shape: tuple[int, ...] | None = None, **given: Any) -> None:
         super().__init__()
-        self.discrete = action_spec.discrete
+        self.discrete, self.image_shape = action_spec.discrete, image_shape
         self.trunk = build(recipe.get('trunk'), trunk, 'recipes.critic.trunk', input_shape=repr_shape, output_dim=trunk_dim, **given)
         shape = tuple(self.trunk.output_shape)
-        if not self.discrete:
+        if image_shape:
+            shape = image_shape
+        elif not self.discrete:
             shape = (math.prod(shape) + action_spec.size,)
         self.heads = nn.ModuleList(
             build(recipe.get('q_head'), q_head, 'recipes.critic.q_head', input_shape=shape, output_dim=action_spec.num_actions or 1, **given)
@@ -35,6 +38,9 @@ class Critic(Block):
 
     def forward(self, representation: Tensor, action: Tensor | None = None) -> Tensor:
         """representation: (B, *repr_shape); action: (B, A) for continuous spaces → (ensemble, B, actions) or (ensemble, B), float32."""
+        if self.image_shape:
+            assert action is not None
+            return torch.stack([head(action.unflatten(-1, self.image_shape)) for head in self.heads]).squeeze(-1).float()
         h = self.trunk(representation)
         if self.discrete:
             return torch.stack([head(h) for head in self.heads]).float()

@@ -1,7 +1,8 @@
-"""Encoder: observation → normalise → eyes → pool → projection → representation."""
+"""Encoder: observation → standardise → eyes → pool → projection → representation."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from Utils import build
 KINDS: dict[str, dict[str, Any]] = {  # what `encoder=` means: default names of the parts
     'identity': {'eyes': 'Null'},
     'nature': {'eyes': 'NatureCNN'},
+    'cnn': {'eyes': 'CNN'},
     'pixel': {'eyes': 'CNN', 'projection': 'LinearNorm'},  # SAC-AE (1910.01741) and CURL
     'mlp': {'eyes': 'MLP', 'projection': 'LinearNorm'},
     'ofe': {'eyes': 'DenseMLP', 'projection': 'SquareNorm'}}  # densely connected, after OFENet (2003.01629)
@@ -30,14 +32,14 @@ def encoder_kind(name: str, obs_spec: ObsSpec, *, images: str, vectors: str, hid
     Raises:
         ValueError: one that does not exist, or sees something else."""
     kind = (images if obs_spec.is_image else vectors) if name == 'auto' else name
-    fitting = ('nature', 'pixel') if obs_spec.is_image else ('identity', 'mlp', 'ofe')
+    fitting = ('nature', 'pixel', 'cnn') if obs_spec.is_image else ('identity', 'mlp', 'ofe')
     if kind not in fitting:
         raise ValueError(f'encoder={name}: expected auto or one of {", ".join(fitting)}; this task shows {"images" if obs_spec.is_image else "vectors"}')
     return KINDS[kind] | ({} if obs_spec.is_image else {'hidden_dim': hidden_dim, 'depth': layers})
 
 
 class Encoder(Block):
-    """Turns observations into the vector that heads read.
+    """Turns observations into the vector that heads read. Images are scaled to 0–1, or standardised where the specification knows their moments.
 
     Args:
         eyes, pool, projection: default names of the parts; the recipe's own win.
@@ -49,10 +51,16 @@ class Encoder(Block):
     Attributes:
         feature_shape: of the eyes' output. repr_shape: of the representation."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, obs_spec: ObsSpec, recipe: Mapping[str, Any], *, eyes: str, pool: str = 'Flatten', projection: str = 'Null',
                  projection_dim: int = 50, centre: bool = False, normalise: bool = False, input_shape: tuple[int, ...] | None = None, **given: Any) -> None:
         super().__init__()
-        self.is_image, self.centre = obs_spec.is_image, centre
+        self.is_image, self.centre, self.standardises = obs_spec.is_image, centre, obs_spec.mean is not None
+        for name in ('mean', 'std') if self.standardises else ():
+            moment = torch.tensor(getattr(obs_spec, name) * obs_spec.frame_stack)
+            self.register_buffer(name, moment[:, None, None] if self.is_image else moment)
         shape = input_shape or obs_spec.stacked_shape
         self.eyes = build(recipe.get('eyes'), eyes, 'recipes.encoder.eyes', input_shape=shape, **given)
         if not hasattr(self.eyes, 'output_shape'):
@@ -71,10 +79,13 @@ class Encoder(Block):
     def prepare(self, obs: Tensor) -> Tensor:
         """obs: (B, C, H, W) uint8 or float 0–255, or (B, D) float32 → what the eyes read. An encoder and its copies may share it."""
         if not self.is_image:
-            return obs.float() if self.normaliser is None else self.normaliser(obs)
+            obs = (obs.float() - self.mean) / self.std if self.standardises else obs.float()
+            return obs if self.normaliser is None else self.normaliser(obs)
         # bytes are transposed, not floats; in bf16 every byte value is exact
         dtype = torch.bfloat16 if torch.is_autocast_enabled(obs.device.type) else torch.float32
         x = channels_last(obs).to(dtype)
+        if self.standardises:
+            return ((x - self.mean) if x is obs else x.sub_(self.mean)).div_(self.std)
         x = x / 255 if x is obs else x.div_(255)  # in place, unless it is the caller's: a second big allocation costs more than the division
         return x - 0.5 if self.centre else x
 
@@ -98,6 +109,17 @@ class Encoder(Block):
     def forward(self, obs: Tensor) -> Tensor:
         """→ representation (B, *repr_shape)."""
         return self.represent(self.prepare(obs))
+
+
+class NoiseEncoder(Encoder):
+    """Sees nothing: as many standard normal vectors as there are observations, (B, dim), from torch's own stream. What generators begin with."""
+
+    def __init__(self, obs_spec: ObsSpec, dim: int) -> None:
+        super().__init__(replace(obs_spec, shape=(1,), mean=None, std=None), {}, eyes='Null')
+        self.feature_shape = self.repr_shape = (dim,)
+
+    def prepare(self, obs: Tensor) -> Tensor:
+        return torch.randn((len(obs), *self.repr_shape), device=obs.device)
 
 
 def channels_last(x: Tensor) -> Tensor:

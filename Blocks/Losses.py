@@ -38,3 +38,14 @@ def gather_actions(q: Tensor, action: Tensor) -> Tensor:
 
 def clipped(reward: Tensor, clip: float | None) -> Tensor:
     return reward if clip is None else torch.clamp(reward, -clip, clip)
+
+
+def label_reward(action: Tensor, label: Tensor) -> Tensor:
+    """What a prediction is worth, (B,) float32: −error.
+
+    action: (B, K) in [−1, 1], tanh of the logits, whose cross-entropy is the error; or (B,) int64, the class itself: 1 if it is right, else 0.
+    label: (B,) int64."""
+    if not action.is_floating_point():
+        return (action == label).float()
+    edge = 1 - 1e-6  # where atanh is finite in float32
+    return -F.cross_entropy(torch.atanh(action.float().clamp(-edge, edge)), label, reduction='none')

@@ -25,17 +25,17 @@ class Batch:
     """B drawn transitions.
 
     obs, next_obs: (B, *stacked), next_obs min(nstep, steps left) later. Where an episode ended without a stored final observation (`discount` is 0)
-    next_obs ends in whatever follows: after a lost life the true next frame;
+    next_obs ends in whatever follows: after a lost life the true next frame; None: nothing follows any of them;
     action: (B, ...);  reward: (B,) float32, Σ γᵏ r over those steps;  discount: (B,) float32, γ^steps, 0 where there is nothing to bootstrap from;
-    indices: (B,) int64 on the CPU, for `write`;  weight: (B,) float32;  label: (B,) if the replay has such a column;  extras: (B, ...) each.
+    indices: (B,) int64 on the CPU, for `write`;  weight: (B,) float32, None: all 1;  label: (B,) if the replay has such a column;  extras: (B, ...) each.
     """
     obs: torch.Tensor
     action: torch.Tensor
     reward: torch.Tensor
     discount: torch.Tensor
-    next_obs: torch.Tensor
+    next_obs: torch.Tensor | None
     indices: torch.Tensor
-    weight: torch.Tensor
+    weight: torch.Tensor | None
     label: torch.Tensor | None = None
     sequence: Sequence | None = None
     extras: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -332,6 +332,10 @@ class Replay(Draw):
         self.checksums.load(state['checksums'])
         self.checksums.verify(cursor, advice)
 
+    def continues(self, state: dict[str, Any]) -> bool:
+        """Whether the state is of these rows, or of fewer of them."""
+        return self.layout == state['layout'] and bool((self.cursor >= np.array(state['cursor'])).all())
+
     def load_state_dict(self, state: dict[str, Any], verify: bool = True) -> None:
         """Continues exactly where `state_dict` was taken: rows written since are forgotten.
 

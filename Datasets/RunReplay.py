@@ -13,6 +13,7 @@ from Datasets.Layout import EmptyReplay, read_layout
 from Datasets.Replay import Replay
 from Datasets.Specs import ActionSpec, ObsSpec
 from Datasets.Storage import place
+from Datasets.Suites.Names import LABELLED
 from Utils import Args, derive_seed
 
 SAVED_AT_LEAST = 25_000  # agent steps: with save_per_steps=0 too, once the replay writes over its oldest rows
@@ -47,7 +48,11 @@ class RunReplay:
         self.args, self.store = args, device if args.replay.store == 'device' else args.replay.store
         self.path = Path(args.replay.path) if args.replay.path and not args.replay.load else own
         self.source: Path | None = None
-        if args.offline:
+        if args.offline and args.suite in LABELLED:
+            pass
+        elif args.offline:
+            if args.generate and not (args.replay.path or Stored.exists(own)):  # whatever was stored of the task
+                self.path = next(iter(Stored.others(root, args.suite, task)), own)
             Stored.wait_for(self.path, args.replay.wait, Stored.advice(root, args.suite, task))
         elif args.replay.load and not args.load:
             self.source = Stored.find_source(args.replay.path, own, root, args.suite, task)

@@ -18,6 +18,7 @@ class ObsSpec:
         low, high: smallest and largest value of an element (may be infinite for vectors).
         frame_stack: how many frames, oldest first, an agent sees at once.
         stack_pad: what stands before an episode's first frame: 'zeros' (Atari) or 'repeat' of the first frame (DMC).
+        mean, std: of each channel (or element of a vector) over the data, where they are known; in the units of the observation.
 
     Raises:
         ValueError: a shape that is neither (C, H, W) nor (D,), a stack below 1, or an unknown padding.
@@ -28,6 +29,8 @@ class ObsSpec:
     high: float = 255.0
     frame_stack: int = 1
     stack_pad: str = 'zeros'
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'shape', tuple(int(size) for size in self.shape))

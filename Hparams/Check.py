@@ -14,23 +14,26 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from Datasets.Suites.Names import FIND, find_task
+from Datasets.Suites.Names import FIND, LABELLED, find_task
 
 FOLDER = Path(__file__).parent
 
 GROUPS = ('task', 'Agent', 'aux', 'explore', 'core')
-PARTS = ('Aug', 'Eyes', 'pool', 'Pi_trunk', 'Q_trunk', 'Pi_head', 'Q_head', 'Optim', 'Scheduler')  # by short or dotted name
-TEXTS = ('root', 'replay.path', 'load_path', 'plotting.reference')  # paths; the name of one may be a number
+PARTS = ('Aug', 'Eyes', 'pool', 'Pi_trunk', 'Q_trunk', 'Pi_head', 'Q_head', 'Generator', 'Discriminator', 'Optim', 'Scheduler')  # by short or dotted name
+TEXTS = ('root', 'replay.path', 'load_path', 'plotting.reference', 'Dataset.root')  # paths; the name of one may be a number
 PATTERNS = ('plotting.plot_experiments', 'plotting.plot_agents', 'plotting.plot_suites', 'plotting.plot_tasks')
 CHOICES: dict[str, tuple[Any, ...]] = {'precision': ('fp32', 'bf16'), 'replay.store': ('auto', 'map', 'ram', 'device'),
                                        'replay.sampler': (None, 'uniform', 'epoch'), 'obs': (None, 'pixels', 'state'),
-                                       'encoder': ('auto', 'pixel', 'nature', 'mlp', 'ofe', 'identity')}
+                                       'encoder': ('auto', 'pixel', 'nature', 'cnn', 'mlp', 'ofe', 'identity')}
 FRACTIONS = ('lr', 'weight_decay', 'reward_clip', 'grad_clip', 'replay.wait')  # numbers whose default is whole or null
-COUNTS = ('frame_stack', 'action_repeat', 'image_size', 'evaluate_envs', 'plotting.steps')  # whole numbers whose default is null
+FREE = ('replay.transform.', 'Dataset.', 'TestDataset.')  # arguments of what the user names
+COUNTS = ('frame_stack', 'action_repeat', 'image_size', 'evaluate_envs', 'plotting.steps', 'train_epochs', 'evaluate_per_epochs',
+          'lr_decay_epochs')  # whole numbers whose default is null
 ONE_OR_MORE = ('num_envs', 'batch_size', 'nstep', 'updates_per_learn', 'replay.capacity', 'evaluate_episodes', 'evaluate_envs', 'frame_stack',
                'action_repeat', 'image_size', 'hidden_dim', 'trunk_dim', 'encoder_hidden_dim', 'encoder_layers', 'video.fps')
 ZERO_OR_MORE = ('train_steps', 'seed_steps', 'explore_steps', 'learn_per_steps', 'learn_steps_after', 'evaluate_per_steps', 'log_per_steps',
-                'plot_per_steps', 'save_per_steps', 'load_per_steps', 'lr', 'weight_decay', 'lr_decay_steps', 'seed', 'replay.wait')
+                'plot_per_steps', 'save_per_steps', 'load_per_steps', 'lr', 'weight_decay', 'lr_decay_steps', 'seed', 'replay.wait', 'train_epochs',
+                'evaluate_per_epochs', 'lr_decay_epochs')
 ABOVE_ZERO = ('reward_clip', 'grad_clip', 'adam_eps')
 UP_TO_ONE = ('discount', 'ema_decay')
 
@@ -55,6 +58,7 @@ def check(values: dict[str, Any]) -> None:
     check_ranges(flatten(values))
     check_identity(values)
     check_obs(values)
+    check_labels(values)
     check_patterns(flatten(values))
     if values['evaluate_envs'] is None:
         values['evaluate_envs'] = max(n for n in range(1, 9) if values['evaluate_episodes'] % n == 0)
@@ -83,11 +87,11 @@ def check_keys(values: dict[str, Any]) -> None:
         if group == 'recipes':
             if key not in known and not any(key.startswith(f'{part}.') for part in parts) and key not in sections:
                 raise ConfigError(f'{key}: no such part; there are: {", ".join(sorted(parts))} (Hparams/args.yaml)')
-        elif key not in known and group not in ('agent', 'environment', *GROUPS) and key not in ('agent_name', 'plugs'):
+        elif key not in known and group not in ('agent', 'environment', *GROUPS) and key not in ('agent_name', 'plugs') and not key.startswith(FREE):
             raise ConfigError(unknown_key(key))
     flat = flatten(values)
     for key in known:
-        if key not in flat and not key.startswith(('recipes.', 'agent', 'environment', 'aux')):
+        if key not in flat and not key.startswith(('recipes.', 'agent', 'environment', 'aux')) and not any(given.startswith(f'{key}.') for given in flat):
             raise ConfigError(f'{key} was taken out: give it a value instead of ~{key}')
     if not isinstance(values.get('agent'), dict) or not values['agent'].get('_target_'):
         raise ConfigError('agent._target_ was taken out: choose the agent with Agent=…')
@@ -140,7 +144,7 @@ def typed(key: str, value: Any, default: Any) -> Any:
     elif key in FRACTIONS or isinstance(default, float):
         if not number and (value is not None or default is not None):
             raise ConfigError(f'{key}={value}: expected a number')
-    elif isinstance(default, int) or key in COUNTS or key in ('threads', 'env_threads'):
+    elif isinstance(default, int) or key in COUNTS or key in ('threads', 'env_threads', 'num_workers'):
         whole = number and math.isfinite(value) and value == int(value)
         if not whole and not (isinstance(default, str) and value == default) and not (default is None and value is None):
             raise ConfigError(f'{key}={value}: expected a whole number' + (f' or {default}' if isinstance(default, str) else ''))
@@ -153,6 +157,7 @@ def check_ranges(flat: Mapping[str, Any]) -> None:
                                  (ONE_OR_MORE + ZERO_OR_MORE, lambda x: x < 2 ** 53, 'less than 2⁵³'),
                                  (ABOVE_ZERO, lambda x: 0 < x < math.inf, 'a number above 0'), (UP_TO_ONE, lambda x: 0 <= x <= 1, 'a number from 0 to 1'),
                                  (('threads', 'env_threads'), lambda x: x == 'auto' or x >= 1, 'auto, or 1 or more'),
+                                 (('num_workers',), lambda x: x == 'auto' or x >= 0, 'auto, or 0 or more'),
                                  (('seed',), lambda x: x < 2 ** 32, 'less than 2³²')):
         for key in keys:
             if flat[key] is not None and not good(flat[key]):
@@ -188,6 +193,22 @@ def check_obs(values: Mapping[str, Any]) -> None:
         raise ConfigError(f'environment.obs={values["environment"]["obs"]}: write obs={values["environment"]["obs"]}, on which presets rest too')
 
 
+def check_labels(values: dict[str, Any]) -> None:
+    """What is for data sets and for generation alone; generate=true is told to learn from what is stored."""
+    labelled = values['suite'] in LABELLED
+    if not (values['RL'] or values['supervise']):
+        raise ConfigError('RL=false supervise=false: one of the two has to be true, or nothing is learned')
+    if not labelled:
+        for key in ('RL', 'supervise', 'discrete', 'train_epochs', 'evaluate_per_epochs', 'lr_decay_epochs', 'replay.transform', 'Dataset._target_'):
+            if (value := at(values, key)) != defaults()[key]:
+                raise ConfigError(f'{key}={value}: task={values["suite"]}/… shows no labelled data, only task=classify/… does')
+    if values['generate']:
+        if values['discrete']:
+            raise ConfigError('generate=true discrete=true: an image is a continuous action')
+        values['offline'] = True
+        values['plugs'].append('generate')
+
+
 def check_patterns(flat: Mapping[str, Any]) -> None:
     """Plots come hours later: what they would stumble over is refused now."""
     for key in PATTERNS:
@@ -213,6 +234,12 @@ def leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f'{prefix}{key}.')
         else:
             yield f'{prefix}{key}', value
+
+
+def at(tree: Mapping[str, Any], dotted: str) -> Any:
+    for key in dotted.split('.'):
+        tree = tree[key]
+    return tree
 
 
 def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:

@@ -38,9 +38,26 @@ FUNCTIONS = ('bool', 'choice', 'extend_list', 'float', 'glob', 'int', 'interval'
 CALL = re.compile(rf'\b(?!(?:{"|".join(FUNCTIONS)})\()[A-Za-z_]\w*\([^()]*\)')
 
 
+PASSES = {'train_steps': 'train_epochs', 'evaluate_per_steps': 'evaluate_per_epochs', 'lr_decay_steps': 'lr_decay_epochs'}
+ALIASES = {'Dataset': 'Dataset._target_', 'TestDataset': 'TestDataset._target_', 'recipes.Aug': 'recipes.aug._target_', 'agent.log': 'agent_log'}
+
+
+def spelled(override: str) -> str:
+    """Another spelling of a key in ours; a part's argument that no default names gets Hydra's ++ (whether the part takes it is checked later)."""
+    key, equals, value = override.partition('=')
+    if key in ALIASES and not value.startswith('{'):
+        key = ALIASES[key]
+    if key in ('Aug', 'recipes.aug._target_') and value == 'Blocks.Architectures.Null':
+        value = 'Blocks.Augmentations.Null'
+    return ('++' if key.startswith('recipes.') and key not in defaults() and key.count('.') > 1 else '') + key + equals + value
+
+
 def quoted(overrides: Sequence[str]) -> list[str]:
-    """Puts quotes around schedules, `agent.epsilon=linear(1.0,0.1,500)`, which Hydra would take for calls of its functions."""
-    parts = [override.partition('=') for override in overrides]
+    """Puts quotes around schedules, `agent.epsilon=linear(1.0,0.1,500)`, which Hydra would take for calls of its functions, and spells keys our way."""
+    parts = [spelled(override).partition('=') for override in overrides]
+    given = {key_of(override) for override in overrides}
+    # a number of steps by hand wins over a preset's number of passes
+    parts += [(passes, '=', 'null') for steps, passes in PASSES.items() if steps in given and passes not in given]
     return [key + equals + (value if set(value) & set('\'"{}') else CALL.sub(r"'\g<0>'", value)) for key, equals, value in parts]
 
 

@@ -21,9 +21,12 @@ from Datasets.Suites.Names import FIND, find_task, nearest
 FOLDER = Path(__file__).parent
 
 
+SHARED = ('__init__', 'Agent', 'Build', 'OffPolicy')  # files of Agents/ that are no agent
+
+
 def agents() -> list[str]:
     """The agents that ship, by their files: Agents.DQN, …"""
-    return sorted(f'Agents.{file.stem}' for file in (FOLDER.parent / 'Agents').glob('*.py') if file.stem not in ('__init__', 'Agent'))
+    return sorted(f'Agents.{file.stem}' for file in (FOLDER.parent / 'Agents').glob('*.py') if file.stem not in SHARED)
 
 
 def find_agent(name: str) -> str:
@@ -122,8 +125,14 @@ def by_obs(pixels: Any, state: Any, *, _root_: Any) -> Any:
     return pixels if _root_.obs == 'pixels' else state
 
 
+def either(first: Any, second: Any) -> Any:
+    """`${either:A,B}`: A, or B where A is null."""
+    return second if first is None else first
+
+
 def register() -> None:
-    """Makes `graft://` and `${by_obs:…}` known to Hydra; harmless when repeated."""
+    """Makes `graft://`, `${by_obs:…}` and `${either:…}` known to Hydra; harmless when repeated."""
+    OmegaConf.register_new_resolver('either', either, replace=True)
     OmegaConf.register_new_resolver('by_obs', by_obs, replace=True)
     plugins = Plugins.instance()
     if GraftSource not in plugins.discover(ConfigSource):

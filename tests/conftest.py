@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 import Checkpoint
 import Run
 import Session as session_module
-from Benchmarking.Folder import run_folder
+from Benchmarking.Folder import own_folder, run_folder
 from Benchmarking.Table import read_table
 from Hparams.Compose import compose_args
 from Session import Session
@@ -74,7 +74,7 @@ class Runs:
     def left(self, *overrides: str) -> 'Left':
         """What a run with this command line left, without running it."""
         values = self.values(*overrides)
-        return Left(run_folder(Args(values)) / ('offline' if values['offline'] else ''))
+        return Left(own_folder(Args(values), run_folder(Args(values))))
 
     def main(self, *argv: str) -> 'Said':
         """The command line as it is, in this process."""

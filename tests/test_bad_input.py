@@ -39,7 +39,7 @@ REFUSED = {
     'task=gym/Pendulum obs=pixels': ('obs=pixels: task=gym/… has no other than obs=state',),
     'task=dmc/cheetah_run environment.obs=state': ('environment.obs=state: write obs=state',),
     'obs=images': ('obs=images: expected one of pixels, state',),
-    'encoder=cnn': ('encoder=cnn: expected one of auto, pixel',),
+    'encoder=conv': ('encoder=conv: expected one of auto, pixel',),
     'task=pong': ("no suite 'pong'",),
     'task=atari': ('which one?', 'atari/'),
     'task=': ('task=',),

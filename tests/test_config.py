@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from Blocks.Architectures import CNN
-from Datasets.Suites.Names import atari_tasks, dmc_tasks, find_task
+from Datasets.Suites.Names import atari_tasks, classify_tasks, dmc_tasks, find_task
 from Hparams.Check import FOLDER, defaults, flatten
 from Hparams.Compose import compose_args, quoted
 from Hparams.Parts import without_use
@@ -74,8 +74,9 @@ def test_command_line_beats_paper_beats_agent_beats_task_beats_args(monkeypatch)
 
 
 PRESETS = [file.relative_to(FOLDER) for group in ('task', 'Agent', 'paper') for file in sorted((FOLDER / group).glob('**/*.yaml'))]
-PRESETS.remove(TABLE := Path('paper/dmc.yaml'))
-EXAMPLES = {'atari': 'pong', 'dmc': 'acrobot_swingup', 'gym': 'Acrobot'}
+TABLES = {'dmc': Path('paper/dmc.yaml'), 'classify': Path('paper/classify.yaml')}
+PRESETS = [preset for preset in PRESETS if preset not in TABLES.values()]
+EXAMPLES = {'atari': 'pong', 'dmc': 'acrobot_swingup', 'gym': 'Acrobot', 'classify': 'mnist'}
 
 
 @pytest.mark.parametrize('preset', PRESETS, ids=str)
@@ -84,7 +85,8 @@ def test_what_a_shipped_preset_says_holds(preset):
     said = flatten({key: value for key, value in OmegaConf.to_container(OmegaConf.load(FOLDER / preset)).items() if key != 'defaults'})
     said = {key: value for key, value in said.items() if '${' not in str(value)}
     group, name = preset.parts[0], preset.with_suffix('').parts
-    overrides = {'task': ['Agent=Random', f'task={name[1]}/{EXAMPLES.get(name[1])}'], 'Agent': ['task=gym/Acrobot', f'Agent={name[1]}'],
+    learns = ['learn_per_steps=1'] if name[1] == 'classify' else []  # a data set with Random, which learns nothing, would be refused
+    overrides = {'task': ['Agent=Random', f'task={name[1]}/{EXAMPLES.get(name[1])}', *learns], 'Agent': ['task=gym/Acrobot', f'Agent={name[1]}'],
                  'paper': [f'Agent={name[1]}', f'task={"/".join(name[2:])}']}[group]
     values = flatten(compose_args(overrides))
     assert {key: values[key] for key in said} == said and len(said) > (group == 'paper') * 3
@@ -94,7 +96,7 @@ def test_what_a_shipped_preset_says_holds(preset):
 
 
 def test_the_papers_table_for_several_agents_holds():
-    table = OmegaConf.to_container(OmegaConf.load(FOLDER / TABLE))
+    table = OmegaConf.to_container(OmegaConf.load(FOLDER / TABLES['dmc']))
     assert set(table['tasks']) < set(dmc_tasks()) and all(agent in agents() for agent in table['agents'])
     for task in (*table['tasks'], 'reacher_easy'):
         for agent in table['agents']:
@@ -104,6 +106,17 @@ def test_the_papers_table_for_several_agents_holds():
             assert values['train_steps'] * values['action_repeat'] in (750_000, 2_000_000) and values['evaluate_per_steps'] * values['action_repeat'] == 10_000
     assert compose_args(['task=dmc/walker_walk', 'Agent=SAC', 'action_repeat=3'])['action_repeat'] == 3
     assert compose_args(['task=dmc/cup_catch', 'Agent=AuxiSAC', 'lr=1e-4'])['lr'] == 1e-4
+
+
+def test_the_table_of_data_sets_holds():
+    table = OmegaConf.to_container(OmegaConf.load(FOLDER / TABLES['classify']))
+    assert set(table['tasks']) < set(classify_tasks()) and set(table['agents']) == {agent for agent in agents() if agent != 'Agents.Random'}
+    for task in ('digits', 'cifar10'):
+        for agent in table['agents']:
+            said = flatten(table['others'] | table['tasks'].get(task, {}))
+            values = flatten(compose_args([f'task=classify/{task}', f'Agent={agent}']))
+            assert {key: values[key] for key in said if '${' not in str(said[key])} == {key: value for key, value in said.items() if '${' not in str(value)}
+            assert values['lr_decay_epochs'] == values['train_epochs'] and values['recipes.aug._target_'] == 'RandomShift'
 
 
 @pytest.mark.parametrize('obs, batch_size, aug', [('pixels', 512, 'RandomCrop'), ('state', 256, None)])

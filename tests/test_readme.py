@@ -56,6 +56,8 @@ def tiny(command):
             short.popitem()
     elif given['task'].startswith('dmc'):
         short = {'environment.max_frames': 40, 'environment.render_quality': 'fast'}
+    elif given['task'].startswith('classify'):
+        short = {}
     else:
         short = {'environment.max_steps': 20}
     return kept + [f'{key}={value}' for key, value in (small | short).items() if key.lstrip('+') not in given or key in small]

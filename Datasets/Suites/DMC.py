@@ -7,7 +7,6 @@ and the episode's seed, since tasks draw parts of the model (target sizes, terra
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ from Datasets.Suites.Names import find_dmc as find_task
 from Datasets.Suites.Rendering import QUALITIES, Renderer, import_without_display
 from Datasets.Suites.Suite import Suite, Transition, check_at_least, given
 from Datasets.Suites.Workers import Workers
+from Utils import free_cores
 
 __all__ = ['DMC', 'find_task', 'make', 'tasks']
 
@@ -98,7 +98,7 @@ class DMC(Suite):
         super().__init__(name='dmc', task=task, num_envs=num_envs, obs_spec=obs_spec, action_spec=ActionSpec(lane.low.shape), action_repeat=action_repeat)
         size = render_size if pixels else 0
         build = partial(Block, self.build_lane, size=size, camera=camera, quality=render_quality)
-        cores = num_threads or (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+        cores = num_threads or free_cores()
         if (vectorization or ('async' if pixels else 'sync')) == 'async':
             processes = min(num_envs, cores)
             self.workers: Workers | None = Workers(partial(build, threads=cores // processes), num_envs, processes, shape, obs_spec.numpy_dtype)

@@ -91,6 +91,21 @@ def find_gym(name: str) -> str:
     return prefix + match(bare, names, 'gym')
 
 
+LABELLED = ('classify',)  # suites that show labelled data
+# the data sets that Datasets/Labelled knows by name, and `custom` for one that Dataset=… brings
+SETS = ('celeba', 'cifar10', 'cifar100', 'custom', 'digits', 'emnist', 'fashion_mnist', 'folder', 'imagenet', 'kmnist', 'mnist', 'places365', 'qmnist', 'stl10',
+        'svhn', 'tiny_imagenet', 'usps')
+
+
+def classify_tasks() -> list[str]:
+    return list(SETS)
+
+
+def find_classify(name: str) -> str:
+    """Canonical name: `MNIST` is `mnist`. Raises: ValueError."""
+    return match(name, classify_tasks(), 'classify')
+
+
 def match(name: str, names: list[str], suite: str) -> str:
     for candidate in names:
         if squash(candidate) == squash(name):
@@ -99,8 +114,8 @@ def match(name: str, names: list[str], suite: str) -> str:
     raise ValueError(f'task={suite}/{name}: no such task; nearest: {close}')
 
 
-TASKS: dict[str, Callable[[], list[str]]] = {'atari': atari_tasks, 'dmc': dmc_tasks, 'gym': gym_tasks}
-FIND: dict[str, Callable[[str], str]] = {'atari': find_atari, 'dmc': find_dmc, 'gym': find_gym}
+TASKS: dict[str, Callable[[], list[str]]] = {'atari': atari_tasks, 'dmc': dmc_tasks, 'gym': gym_tasks, 'classify': classify_tasks}
+FIND: dict[str, Callable[[str], str]] = {'atari': find_atari, 'dmc': find_dmc, 'gym': find_gym, 'classify': find_classify}
 
 
 def find_task(task: str) -> tuple[str, str]:

@@ -1,0 +1,67 @@
+"""From plain values to an agent, and from a checkpoint to the agent that it holds."""
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import Checkpoint
+from Agents.Agent import Agent
+from Datasets.Specs import ActionSpec, ObsSpec
+from Utils import Args, build, derive_seed, filled
+
+
+def make_agent(args: Args, obs_spec: ObsSpec, action_spec: ActionSpec, device: torch.device) -> Agent:
+    """The agent takes what it knows by name from the configuration's top level, and its own numbers from `agent`.
+
+    Raises:
+        ValueError: parts that do not exist or do not fit. MemoryError: it does not fit into memory."""
+    torch.manual_seed(derive_seed(args.seed, 'initialisation'))
+    common = {key: value for key, value in args.items() if not isinstance(value, dict)} | {'seed': derive_seed(args.seed, 'agent'), 'device': device}
+    if args.generate:
+        if not obs_spec.is_image:
+            raise ValueError(f'generate=true: task={args.suite}/{args.task_name} shows vectors {obs_spec.shape}, expected images')
+        action_spec = ActionSpec((math.prod(obs_spec.stacked_shape),))
+    recipes = filled(args.recipes, list(obs_spec.stacked_shape))
+    if args.encoder == 'auto' and not obs_spec.is_image and any(loss.get('weight', 1) for loss in args.aux.values()):
+        common['encoder'] = 'ofe'  # vectors need no encoder, an auxiliary loss does
+    try:
+        agent = build(args.agent, '', 'agent', obs_spec=obs_spec, action_spec=action_spec, recipes=recipes, **common)
+        agent.attach(args.aux, obs_spec, action_spec, recipe=recipes['encoder'], eps=args.adam_eps,
+                     **{key: args[key] for key in ('lr', 'batch_size', 'weight_decay', 'lr_decay_steps', 'grad_clip')})
+        return agent
+    except RuntimeError as error:  # torch has no class of its own for this
+        if re.search('memory|overflow', str(error)):
+            raise MemoryError(f'{args.agent_name} does not fit into memory: {str(error).splitlines()[0]}') from error
+        raise
+
+
+def saved_agent(path: Path, device: torch.device) -> Agent:
+    """The agent of a run, with the weights of a checkpoint.
+
+    Args:
+        path: a run's folder, or a checkpoint in it; config.yaml lies beside it.
+
+    Raises:
+        ValueError, OSError: there is none, or it is of another version."""
+    file = Checkpoint.weights_file(path)
+    state, config = Checkpoint.read(file, device), file.parent / 'config.yaml'
+    if 'specs' not in state:
+        raise ValueError(f'{file}: it does not say what its agent sees; it was saved before checkpoints did')
+    if not config.is_file():
+        raise ValueError(f'{file}: config.yaml, which says what its agent is made of, does not lie beside it')
+    specs = state['specs']
+    obs_spec = ObsSpec(**specs['obs'] | {'dtype': getattr(torch, specs['obs']['dtype'])})
+    agent = make_agent(Args(yaml.safe_load(config.read_text())), obs_spec, ActionSpec(**specs['action']), device)
+    agent.load_weights(state['agent']['weights'])
+    return agent
+
+
+def described(spec: ObsSpec | ActionSpec) -> dict[str, Any]:
+    """A specification as plain values."""
+    return {name: str(value).removeprefix('torch.') if isinstance(value, torch.dtype) else value for name, value in dataclasses.asdict(spec).items()}
