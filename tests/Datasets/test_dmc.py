@@ -11,7 +11,7 @@ import pytest
 
 from Datasets.Replay import Replay
 from Datasets.Specs import ActionSpec, ObsSpec
-from Datasets.Suites import Rendering, make
+from Datasets.Suites import DMC, Rendering, make
 from Datasets.Suites.DMC import Lane, import_suite
 from Datasets.Suites.Names import dmc_pairs, dmc_tasks, find_task
 from Environment import EnvError, Environment
@@ -267,6 +267,20 @@ def test_osmesa_takes_over_where_egl_fails(monkeypatch):
     monkeypatch.setattr(Rendering, '_context', None)
     assert Rendering.gl_context(8, 8) is not None and tried == ['mujoco.egl', 'mujoco.osmesa']
     Rendering._context.free()
+
+
+class Asked(Exception):
+    pass
+
+
+@pytest.mark.parametrize('num_envs, num_threads, processes, each', [(1, 2, 1, 2), (2, 2, 2, 1), (2, 5, 2, 2), (3, 2, 2, 1)])
+def test_cores_beyond_one_a_lane_share_the_drawing(monkeypatch, num_envs, num_threads, processes, each):
+    def workers(build, lanes, count, *shape):
+        raise Asked(count, build.keywords['threads'])
+    monkeypatch.setattr(DMC, 'Workers', workers)
+    with pytest.raises(Asked) as asked:
+        make('dmc', 'cheetah_run', num_envs, obs='pixels', num_threads=num_threads)
+    assert asked.value.args == (processes, each)
 
 
 def test_a_worker_that_is_killed_is_told_by_lane_and_seed():

@@ -9,6 +9,7 @@ import pytest
 
 from Datasets.Labelled import load, names
 from Datasets.Labelled.Readers import in_order
+from Datasets.Suites.Names import SETS
 from tests.Datasets import labelled_files as write
 from tests.Datasets.labelled_files import datasets
 
@@ -48,6 +49,10 @@ def assert_part(source, part, name, classes=None):
 
 DIGITS = [str(digit) for digit in range(10)]
 ZERO_TO_NINE = ['0 - zero', '1 - one', '2 - two', '3 - three', '4 - four', '5 - five', '6 - six', '7 - seven', '8 - eight', '9 - nine']
+
+
+def test_the_names_of_tasks_are_those_of_the_sets():
+    assert set(SETS) == {*names(), 'custom'}
 
 
 def test_names_are_those_that_are_documented():
