@@ -9,12 +9,10 @@ import math
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,17 +23,14 @@ from Benchmarking.Curves import NothingToPlot
 from Benchmarking.Folder import Folder, holds_run, own_folder, run_folder, safe
 from Benchmarking.Logger import Logger
 from Benchmarking.Plot import plot
-from Benchmarking.Report import report
-from Benchmarking.Sheet import write_sheet
-from Benchmarking.Video import write_video
 from Datasets.Replay import Replay
 from Datasets.RunReplay import RunReplay, anew
 from Datasets.Samples import Samples
 from Datasets.Suites import make
 from Datasets.Suites.Names import LABELLED
-from Environment import Environment, Episode
-from Evaluation import evaluate, evaluate_labels, generate_images
+from Environment import Environment
 from Hparams.Parts import check_parts, without_use
+from Judges import judge_of
 from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, torch_threads
 
 
@@ -83,7 +78,6 @@ class Session:
         self.complete = False  # the run came to its end
         self.replay_anew = self.replay_kept = False  # of a resumed run: its replay was not kept; it had ended, and was
         self.score: float | None = None
-        self.logits: np.ndarray | None = None  # of the last evaluation of a classifier
         self.agent_state: Any = None
         self.stop_signal: int | None = None
         self.saved_update = -1  # the update that the last checkpoint holds
@@ -113,8 +107,9 @@ class Session:
         """All that a user may have got wrong comes before the folder is claimed, and so before anything is written or made room for."""
         args = self.args
         self.environment = self.make_environment(args.num_envs, train=True)
-        self.evaluation: Environment | None = None
         self.in_passes()
+        self.judge = judge_of(args)(args, self.path, self.environment.obs_spec, lambda: self.make_environment(args.evaluate_envs, train=False),
+                                    lambda: self.stopping, lambda line: self.logger.say(line))
         torch.set_num_threads(torch_threads(args, self.environment.obs_spec.is_image))
         self.agent = self.make_agent()
         if state:
@@ -267,70 +262,22 @@ class Session:
             self.plot()
 
     def evaluate(self) -> None:
-        """`evaluate_episodes` greedy episodes with seeds of their own; training notices nothing."""
-        args = self.args
+        """What the run's judge says of the agent now; training notices nothing."""
         self.clocks['evaluate'].last = self.step
-        if self.evaluation is None and not args.generate:
-            self.evaluation = self.make_environment(args.evaluate_envs, train=False)
-        judge = self.images if args.generate else self.labels if args.suite in LABELLED else self.games
         with self.logger.evaluating():
-            metrics = judge(derive_seed(args.seed, 'evaluate', self.step))
+            metrics = self.judge(self.agent, getattr(self, 'replay', None), self.step, derive_seed(self.args.seed, 'evaluate', self.step))
         if metrics is None:  # interrupted: done again on resume
             self.clocks['evaluate'].last = -1
             return
         self.score = next(iter(metrics.values()), None)
         self.logger.dump('eval', **self.counters(), metrics=metrics)
 
-    def games(self, seed: int) -> dict[str, float] | None:
-        """Plays; the first of the episodes may be filmed."""
-        assert self.evaluation is not None
-        episodes = evaluate(self.agent, self.evaluation, self.args.evaluate_episodes, seed, lambda: self.stopping)
-        if episodes is not None and self.args.log_video:
-            self.video(episodes[0])
-        if episodes is None or (self.stopping and self.args.log_video):
-            return None
-        scores, lengths = [episode.score for episode in episodes], [episode.length for episode in episodes]
-        return {'reward': float(np.mean(scores)), 'reward_std': float(np.std(scores)), 'episode_length': float(np.mean(lengths))}
-
-    def labels(self, seed: int) -> dict[str, float] | None:
-        """Classifies the test set."""
-        assert self.evaluation is not None
-        judged = evaluate_labels(self.agent, self.evaluation.suite, seed, lambda: self.stopping)  # type: ignore[arg-type]
-        if judged is None:
-            return None
-        metrics, self.logits = judged
-        return metrics
-
-    def images(self, seed: int) -> dict[str, float]:
-        """Draws a sheet of images."""
-        drawn = generate_images(self.agent, self.environment.obs_spec, SHEET, seed)
-        write_sheet(self.path / 'images' / f'{self.step}.png', drawn)
-        return {}
-
-    def video(self, episode: Episode) -> None:
-        assert self.evaluation is not None
-        frames = self.evaluation.suite.render_episode(episode.seed, list(episode.actions), episode.before)
-        try:
-            write_video(self.path / 'videos' / f'{self.step}.mp4', self.until_stopped(frames), fps=self.args.video.fps)
-        except (OSError, ImportError, RuntimeError, ValueError) as error:
-            self.logger.say(f'no video of step {self.step}: {error}')
-
-    def until_stopped(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        for frame in frames:
-            if self.stopping:
-                raise RuntimeError('interrupted')
-            yield frame
-
     def plot(self) -> None:
         options = self.args.plotting
-        if options.plot and self.logits is not None and self.evaluation is not None:
-            source = self.evaluation.suite.source  # type: ignore[attr-defined]
-            try:
-                report(self.path / 'report', labels=source.labels, logits=self.logits, classes=source.classes, read=source.read, step=self.step)
-            except (OSError, ValueError) as error:
-                self.logger.say(f'no report: {error}')
-        experiment = safe(self.args.experiment)
         if options.plot:
+            self.judge.report(self.step)
+        experiment = safe(self.args.experiment)
+        if options.plot and self.judge.plots:
             try:
                 plot(options.plot_experiments or re.escape(experiment), root=self.args.root, out=Path(self.args.root) / experiment / 'Plots',
                      agents=options.plot_agents, suites=options.plot_suites, tasks=options.plot_tasks, steps=options.steps, tabular=options.tabular,
@@ -453,10 +400,9 @@ class Session:
             self.replay.discard()
 
     def close(self) -> None:
-        for part in ('environment', 'evaluation', 'replay', 'logger', 'folder'):
+        for part in ('environment', 'judge', 'replay', 'logger', 'folder'):
             if getattr(self, part, None) is not None:
                 getattr(self, part).close()
 
 
 VERSION = '0.1.0'
-SHEET = 64  # images of a sheet

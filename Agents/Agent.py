@@ -31,10 +31,13 @@ class Agent(nn.Module):
         device, precision, compile: where and how the update runs.
 
     Attributes:
+        obs_spec, action_spec: what it sees and does; `make_agent` sets them.
         step: agent steps so far; the run sets it, schedules read it. update_count: learning updates so far.
         extras: columns that `act` adds to the replay, name → Datasets.Storage.Extra.
         overlap: the agent may learn while the simulator works on its last action; on-policy agents say False."""
 
+    obs_spec: ObsSpec
+    action_spec: ActionSpec
     overlap = True
     extras: dict[str, Any] = {}
 

@@ -32,7 +32,8 @@ def make_agent(args: Args, obs_spec: ObsSpec, action_spec: ActionSpec, device: t
         common['encoder'] = 'ofe'  # vectors need no encoder, an auxiliary loss does
     try:
         agent = build(args.agent, '', 'agent', obs_spec=obs_spec, action_spec=action_spec, recipes=recipes, **common)
-        agent.attach(args.aux, obs_spec, action_spec, recipe=recipes['encoder'], eps=args.adam_eps,
+        agent.obs_spec, agent.action_spec = obs_spec, action_spec
+        agent.attach(args.aux, obs_spec, action_spec, recipe=recipes['encoder'], eps=args.adam_eps, betas=(args.adam_beta, 0.999),
                      **{key: args[key] for key in ('lr', 'batch_size', 'weight_decay', 'lr_decay_steps', 'grad_clip')})
         return agent
     except RuntimeError as error:  # torch has no class of its own for this

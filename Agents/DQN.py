@@ -43,12 +43,12 @@ class DQN(OffPolicy):
 
     def __init__(self, *, obs_spec: ObsSpec, action_spec: ActionSpec, recipes: dict[str, Any], encoder: str = 'auto', encoder_hidden_dim: int = 256,
                  encoder_layers: int = 1, normalise_obs: bool = False, batch_size: int = 32, nstep: int = 1, lr: float = 1e-4,
-                 weight_decay: float = 0.0, adam_eps: float = 1e-8, lr_decay_steps: int = 0, grad_clip: float | None = None, ema: bool = False,
-                 ema_decay: float = 0.99, explore_steps: int = 2000, hidden_dim: int = 512, depth: int = 1, trunk_dim: int = 50, layer_norm: bool = False,
-                 double: bool = True, dueling: bool = False, num_critics: int = 1, huber: bool = True, exploration: Literal['epsilon', 'softmax'] = 'epsilon',
-                 epsilon: str | float = 'linear(1.0,0.05,50000)', eval_epsilon: float = 0.0, temperature: str | float = 'linear(1.0,0.1,20000)',
-                 target_tau: float = 0.01, target_per_updates: int = 1, num_actions: int = 1, stddev_schedule: str | float = 'linear(1.0,0.1,20000)',
-                 stddev_clip: float = 0.3, **settings: Any) -> None:
+                 weight_decay: float = 0.0, adam_beta: float = 0.9, adam_eps: float = 1e-8, lr_decay_steps: int = 0, grad_clip: float | None = None,
+                 ema: bool = False, ema_decay: float = 0.99, explore_steps: int = 2000, hidden_dim: int = 512, depth: int = 1, trunk_dim: int = 50,
+                 layer_norm: bool = False, double: bool = True, dueling: bool = False, num_critics: int = 1, huber: bool = True,
+                 exploration: Literal['epsilon', 'softmax'] = 'epsilon', epsilon: str | float = 'linear(1.0,0.05,50000)', eval_epsilon: float = 0.0,
+                 temperature: str | float = 'linear(1.0,0.1,20000)', target_tau: float = 0.01, target_per_updates: int = 1, num_actions: int = 1,
+                 stddev_schedule: str | float = 'linear(1.0,0.1,20000)', stddev_clip: float = 0.3, **settings: Any) -> None:
         super().__init__(action_spec=action_spec, **settings)
         require(exploration in ('epsilon', 'softmax'), 'agent.exploration', exploration, 'epsilon or softmax')
         for key, count in (('num_critics', num_critics), ('num_actions', num_actions), ('target_per_updates', target_per_updates)):
@@ -83,7 +83,7 @@ class DQN(OffPolicy):
         self.critic = Critic(self.encoder.repr_shape, action_spec, recipes['critic'], trunk=trunk, q_head='Dueling' if dueling and self.discrete else 'MLP',
                              num_critics=num_critics, trunk_dim=trunk_dim, image_shape=drawn.get('image_shape'), **sizes)
         self.to(self.device)
-        optim: dict[str, Any] = {'lr': lr, 'weight_decay': weight_decay, 'eps': adam_eps, 'lr_decay_steps': lr_decay_steps}
+        optim: dict[str, Any] = {'lr': lr, 'weight_decay': weight_decay, 'betas': (adam_beta, 0.999), 'eps': adam_eps, 'lr_decay_steps': lr_decay_steps}
         self.learners = [self.encoder.equip(recipes['encoder'], 'recipes.encoder', **optim), self.critic.equip(recipes['critic'], 'recipes.critic', **optim)]
         self.target_encoder, self.target_critic = self.encoder.frozen_copy(), self.critic.frozen_copy()
         if not self.discrete:

@@ -60,8 +60,8 @@ class SAC(OffPolicy):
         explore_steps: agent steps of uniform actions."""
 
     def __init__(self, *, obs_spec: ObsSpec, action_spec: ActionSpec, recipes: dict[str, Any], encoder: str = 'auto', encoder_hidden_dim: int = 256,
-                 encoder_layers: int = 1, batch_size: int = 256, nstep: int = 1, lr: float = 3e-4, weight_decay: float = 0.0, adam_eps: float = 1e-8,
-                 lr_decay_steps: int = 0, grad_clip: float | None = None, ema: bool = False, ema_decay: float = 0.99,
+                 encoder_layers: int = 1, batch_size: int = 256, nstep: int = 1, lr: float = 3e-4, weight_decay: float = 0.0, adam_beta: float = 0.9,
+                 adam_eps: float = 1e-8, lr_decay_steps: int = 0, grad_clip: float | None = None, ema: bool = False, ema_decay: float = 0.99,
                  explore_steps: int = 1000, hidden_dim: int = 256, depth: int = 2,
                  trunk_dim: int = 50, layer_norm: bool = False, num_critics: int = 2, critic_tau: float = 0.005, encoder_tau: float = 0.05,
                  target_per_updates: int = 1, actor_per_updates: int = 1, init_temperature: float = 0.1, learn_temperature: bool = True,
@@ -101,11 +101,11 @@ class SAC(OffPolicy):
         for block in (self.encoder, self.critic, self.actor):
             block.apply(init_delta_orthogonal)
         self.to(self.device)
-        optim: dict[str, Any] = {'lr': lr, 'weight_decay': weight_decay, 'eps': adam_eps, 'lr_decay_steps': lr_decay_steps}
+        optim: dict[str, Any] = {'lr': lr, 'weight_decay': weight_decay, 'betas': (adam_beta, 0.999), 'eps': adam_eps, 'lr_decay_steps': lr_decay_steps}
         for name in ('encoder', 'critic', 'actor'):
             getattr(self, name).equip(recipes[name], f'recipes.{name}', **optim)
-        self.temperature.equip({}, 'agent', **optim | {'lr': lr if temperature_lr is None else temperature_lr, 'weight_decay': 0.0},
-                               betas=(temperature_beta, 0.999))
+        self.temperature.equip({}, 'agent', **optim | {'lr': lr if temperature_lr is None else temperature_lr, 'weight_decay': 0.0,
+                                                       'betas': (temperature_beta, 0.999)})
         self.target_encoder, self.target_critic = self.encoder.frozen_copy(), self.critic.frozen_copy()
         # what acts: the learners, or their moving averages
         self.ema_encoder, self.ema_actor, self.ema_decay = self.encoder.frozen_copy() if ema else None, self.actor.frozen_copy() if ema else None, ema_decay

@@ -75,10 +75,11 @@ def rgb(images: Any) -> np.ndarray:
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f'images of shape {images.shape}: expected (N, C, H, W), none of them 0')
     shown = images[:, -3:] if images.shape[1] % 3 == 0 else images[:, -1:].repeat(3, 1)
-    return np.ascontiguousarray(_uint8(shown).transpose(0, 2, 3, 1))
+    return np.ascontiguousarray(pixels(shown).transpose(0, 2, 3, 1))
 
 
-def _uint8(images: np.ndarray) -> np.ndarray:
+def pixels(images: np.ndarray) -> np.ndarray:
+    """uint8 0–255 of what is that already, or float in [−1, 1]. Raises: ValueError: as of `sheet`."""
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):

@@ -40,7 +40,11 @@ class Critic(Block):
         """representation: (B, *repr_shape); action: (B, A) for continuous spaces → (ensemble, B, actions) or (ensemble, B), float32."""
         if self.image_shape:
             assert action is not None
-            return torch.stack([head(action.unflatten(-1, self.image_shape)) for head in self.heads]).squeeze(-1).float()
+            images = action.unflatten(-1, self.image_shape)
+            # stored and generated images, a half each, pass apart: in one batch, batch norm would tell them by their mixture and the generator's alone by none
+            half = len(images) // 2
+            parts = [images[:half], images[half:]] if self.training and half else [images]
+            return torch.stack([torch.cat([head(part) for part in parts]) for head in self.heads]).squeeze(-1).float()
         h = self.trunk(representation)
         if self.discrete:
             return torch.stack([head(h) for head in self.heads]).float()

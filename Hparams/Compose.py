@@ -58,6 +58,8 @@ def quoted(overrides: Sequence[str]) -> list[str]:
     given = {key_of(override) for override in overrides}
     # a number of steps by hand wins over a preset's number of passes
     parts += [(passes, '=', 'null') for steps, passes in PASSES.items() if steps in given and passes not in given]
+    if any(key == 'generate' and value.lower() in ('true', 'yes', 'on') for key, _, value in parts) and 'mode' not in given:
+        parts.append(('mode', '=', 'generate'))
     return [key + equals + (value if set(value) & set('\'"{}') else CALL.sub(r"'\g<0>'", value)) for key, equals, value in parts]
 
 

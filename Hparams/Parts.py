@@ -56,8 +56,8 @@ def check_parts(args: Args) -> None:
 
 
 # what agents take from the top level and nothing else reads
-AGENTS_OWN = ('batch_size', 'lr', 'weight_decay', 'lr_decay_steps', 'grad_clip', 'ema', 'ema_decay', 'trunk_dim', 'hidden_dim', 'layer_norm', 'adam_eps',
-              'encoder', 'encoder_hidden_dim', 'encoder_layers', 'normalise_obs')
+AGENTS_OWN = ('batch_size', 'lr', 'weight_decay', 'lr_decay_steps', 'grad_clip', 'ema', 'ema_decay', 'trunk_dim', 'hidden_dim', 'layer_norm', 'adam_beta',
+              'adam_eps', 'encoder', 'encoder_hidden_dim', 'encoder_layers', 'normalise_obs')
 
 
 def without_use(args: Args, agent: type[Agent], images: bool) -> Iterator[str]:

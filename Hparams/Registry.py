@@ -1,7 +1,7 @@
 """A Hydra config source for what no file holds: tasks from the simulators' registries, agents by dotted path, names in any spelling.
 
 `task=atari/battlezone` becomes `task/atari.yaml` plus the name; `Agent=Agents.DQNAgent` is the preset of `Agents.DQN`;
-`Agent=my_package.MyAgent` needs no YAML; `paper/<Agent>/<task>` is looked up under the canonical names of both.
+`Agent=my_package.MyAgent` needs no YAML; `paper/<mode>/<Agent>/<task>` is looked up under canonical names, in files and tables.
 Searched after the folder `Hparams`, through `hydra.searchpath: ['graft://registry']` in args.yaml.
 """
 from __future__ import annotations
@@ -103,21 +103,30 @@ class GraftSource(ConfigSource):
         if group == 'aux' and '.' in name:
             common: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / 'plug' / 'aux.yaml'))
             return {'aux': {find_loss(name): {'_target_': name, 'horizon': None} | common}}
-        if group == 'paper' and '/' in name:
-            agent, _, task = name.partition('/')
+        if group == 'paper' and name.count('/') >= 3:
+            mode, agent, task = name.split('/', 2)
             agent, (suite, task) = find_agent(agent), find_task(task)
-            path = f'{agent}/{suite}/{task}'
-            if (FOLDER / 'paper' / f'{path}.yaml').exists():
-                return {'defaults': [f'/paper/{path}@_global_', '_self_']} if path != name else None
-            return paper_row(agent, suite, task)
+            file = f'{agent}/{suite}/{task}'
+            exists = (FOLDER / 'paper' / f'{file}.yaml').exists()
+            numbers = merged({} if exists else row(suite, agent, task), row(mode, agent, task))
+            return ({'defaults': [f'/paper/{file}@_global_', '_self_']} if exists else {}) | numbers or None
         return None
 
 
-def paper_row(agent: str, suite: str, task: str) -> dict[str, Any] | None:
-    """What `paper/<suite>.yaml`, one table for several agents, says of a task."""
-    file = FOLDER / 'paper' / f'{suite}.yaml'
-    table: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {'agents': []}
-    return table['others'] | (table['tasks'].get(task) or {}) if agent in table['agents'] else None
+def row(table: str, agent: str, task: str) -> dict[str, Any]:
+    """What `paper/<table>.yaml`, one for several agents, says of an agent on a task; {} where it says nothing."""
+    file = FOLDER / 'paper' / f'{table}.yaml'
+    found: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {'agents': {}}
+    if agent not in found['agents']:
+        return {}
+    own = found['agents'][agent] or {} if isinstance(found['agents'], dict) else {}
+    return merged(found['others'], own, found.get('tasks', {}).get(task) or {})
+
+
+def merged(*trees: dict[str, Any]) -> dict[str, Any]:
+    """Later trees win, key by key."""
+    whole: Any = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.create, trees)))
+    return whole
 
 
 def by_obs(pixels: Any, state: Any, *, _root_: Any) -> Any:
