@@ -13,6 +13,7 @@ import yaml
 import Checkpoint
 from Agents.Agent import Agent
 from Datasets.Specs import ActionSpec, ObsSpec
+from Hparams.Check import defaults
 from Utils import Args, build, derive_seed, filled
 
 
@@ -58,7 +59,8 @@ def saved_agent(path: Path, device: torch.device) -> Agent:
         raise ValueError(f'{file}: config.yaml, which says what its agent is made of, does not lie beside it')
     specs = state['specs']
     obs_spec = ObsSpec(**specs['obs'] | {'dtype': getattr(torch, specs['obs']['dtype'])})
-    agent = make_agent(Args(yaml.safe_load(config.read_text())), obs_spec, ActionSpec(**specs['action']), device)
+    known = {key: value for key, value in defaults().items() if '.' not in key}  # a run of an earlier version lacks keys that came since
+    agent = make_agent(Args(known | yaml.safe_load(config.read_text())), obs_spec, ActionSpec(**specs['action']), device)
     agent.load_weights(state['agent']['weights'])
     return agent
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from Agents.OffPolicy import OffPolicy
 from Agents.Random import uniform_action
 from Blocks.Actors import StochasticActor
-from Blocks.Block import Block, init_delta_orthogonal
+from Blocks.Block import Block, init_delta_orthogonal, redraw
 from Blocks.Critics import Critic
 from Blocks.Encoders import Encoder, NoiseEncoder, encoder_kind
 from Blocks.Losses import gather_actions, td_loss, td_target
@@ -98,8 +98,9 @@ class SAC(OffPolicy):
         self.actor = StochasticActor(self.encoder.feature_shape, action_spec, recipes['actor'], trunk=kind.get('projection', 'Null'), trunk_dim=trunk_dim,
                                      log_std=(log_std_min, log_std_max), **drawn, **sizes)
         self.temperature = Temperature(init_temperature)
-        for block in (self.encoder, self.critic, self.actor):
-            block.apply(init_delta_orthogonal)
+        if not self.generate:
+            for block in (self.encoder, self.critic, self.actor):
+                redraw(block, init_delta_orthogonal)
         self.to(self.device)
         optim: dict[str, Any] = {'lr': lr, 'weight_decay': weight_decay, 'betas': (adam_beta, 0.999), 'eps': adam_eps, 'lr_decay_steps': lr_decay_steps}
         for name in ('encoder', 'critic', 'actor'):

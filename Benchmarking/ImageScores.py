@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from Agents.Build import saved_agent
+from Blocks.Vision import import_torchvision
 from Utils import require
 
 NAMES = ('fid', 'is')
@@ -44,6 +45,7 @@ class ImageScores:
         self.classifier = None
         if classifier:
             self.classifier = saved_agent(Path(classifier), torch.device(device))
+            require(not getattr(self.classifier, 'generate', False), 'generation.classifier', classifier, 'a run that classifies, this one generates')
             sees = self.classifier.obs_spec.stacked_shape
             require(sees == tuple(shape), 'generation.classifier', classifier, f'one that sees images of {tuple(shape)}; it sees {sees}')
         self.metrics = {name: inception(name).to(device) for name in names}
@@ -99,6 +101,7 @@ def colours(images: Tensor) -> Tensor:
 
 def inception(name: str) -> Any:
     """The metric of torchmetrics. Raises: ImportError, OSError."""
+    import_torchvision()  # which torchmetrics imports
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.inception import InceptionScore

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -53,6 +53,16 @@ class Block(nn.Module):
         if scheduler is not None:
             self.scheduler = scheduler
         return twin
+
+
+def redraw(module: nn.Module, init: Callable[[nn.Module], None]) -> None:
+    """Gives a block an agent's own initialisation, as far as its parts leave that to agents (`redrawn = True`): plain convolutions and linears do, while
+    parts with an initialisation of their own, a user's and those that were trained before keep their weights."""
+    for part in module.children():
+        if getattr(part, 'redrawn', False):
+            part.apply(init)
+        elif isinstance(part, (Block, nn.ModuleList)):
+            redraw(part, init)
 
 
 def init_delta_orthogonal(module: nn.Module) -> None:

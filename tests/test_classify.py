@@ -122,10 +122,11 @@ def test_an_agent_without_learning_is_judged_too(graft, data):
     assert 0 <= graft.run(*classify('Agent=Random', 'train_steps=0')).score <= 1
 
 
-def test_a_saved_part_is_another_runs_part(graft, data):
+@pytest.mark.parametrize('agent', ['DQN', 'SAC'])
+def test_a_saved_part_is_another_runs_part(graft, data, agent):
     first = graft.run(*classify('RL=false'))
     file = first.path / Checkpoint.NEWEST
-    second = classify('experiment=Second', 'Eyes=load', f'+recipes.encoder.eyes.path={file}', '+recipes.encoder.eyes.attr=encoder.eyes')
+    second = classify('experiment=Second', f'Agent={agent}', 'Eyes=load', f'+recipes.encoder.eyes.path={file}', '+recipes.encoder.eyes.attr=encoder.eyes')
     session = graft.session(*[line for line in second if 'out_channels' not in line])
     saved = {name.removeprefix('encoder.eyes.'): value for name, value in first.weights().items() if name.startswith('encoder.eyes.')}
     equal(session.agent.encoder.eyes.part.state_dict(), saved)
@@ -143,6 +144,27 @@ def test_generation_leaves_sheets(graft, data):
     assert {'critic_loss', 'actor_loss'} <= set(left.rows('train')[-1])
     assert np.array_equal(pixels, np.asarray(Image.open(graft.run(*classify('generate=true', 'evaluate_per_steps=2', 'experiment=Again')).path
                                                         / 'images' / '3.png')))
+
+
+def test_generated_images_are_scored_by_a_saved_classifier(graft, data):
+    judge = graft.run(*classify('RL=false', 'experiment=Judge'))
+    config = yaml.safe_load((judge.path / 'config.yaml').read_text())
+    del config['adam_beta'], config['generation']  # as of a version that had none
+    (judge.path / 'config.yaml').write_text(yaml.safe_dump(config))
+    options = ('generate=true', 'evaluate_per_steps=2', f'generation.classifier={judge.path}', 'generation.images=60')
+    left, plain = graft.run(*classify(*options)), graft.run(*classify('generate=true', 'experiment=Plain'))
+    for row in left.rows('eval'):
+        assert 0 <= float(row['label_entropy']) <= np.log(10) + 1e-6 and 1 <= float(row['classifier_score']) <= 10
+    equal(left.weights(), plain.weights())  # to be scored changes nothing
+    assert left.score == pytest.approx(float(left.rows('eval')[-1]['classifier_score']))
+    assert_one_line(graft.main(*classify('generate=true', 'experiment=Bad', 'generation.classifier=nowhere')), 'nowhere')
+    assert_one_line(graft.main(*classify('generate=true', 'experiment=Bad', f'generation.classifier={left.path}')), 'this one generates')
+    assert not (graft.home / 'Benchmarking' / 'Bad').exists()
+
+
+def test_generation_says_nothing_of_plots(graft, data):
+    said = graft.main(*classify('generate=true', 'plotting.plot=true'))
+    assert said.code == 0 and 'plot' not in said.out + said.err
 
 
 def test_generation_from_a_stored_replay(graft):

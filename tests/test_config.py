@@ -54,7 +54,7 @@ class MyHead(nn.Module):
 def test_command_line_beats_paper_beats_agent_beats_task_beats_args(monkeypatch):
     """Each level is given one key more than the level that beats it; `lr` everywhere."""
     keys = ('num_envs', 'nstep', 'batch_size', 'hidden_dim')
-    levels = {'task/test/level': 1, 'Agent/Test.Level': 2, 'paper/Test.Level/test/level': 3}
+    levels = {'task/test/level': 1, 'Agent/Test.Level': 2, 'paper/learn/Test.Level/test/level': 3}
     derive, is_group = GraftSource.derive, GraftSource.is_group
 
     def derived(self, path):
@@ -74,7 +74,7 @@ def test_command_line_beats_paper_beats_agent_beats_task_beats_args(monkeypatch)
 
 
 PRESETS = [file.relative_to(FOLDER) for group in ('task', 'Agent', 'paper') for file in sorted((FOLDER / group).glob('**/*.yaml'))]
-TABLES = {'dmc': Path('paper/dmc.yaml'), 'classify': Path('paper/classify.yaml')}
+TABLES = {name: Path('paper', f'{name}.yaml') for name in ('dmc', 'classify', 'generate')}
 PRESETS = [preset for preset in PRESETS if preset not in TABLES.values()]
 EXAMPLES = {'atari': 'pong', 'dmc': 'acrobot_swingup', 'gym': 'Acrobot', 'classify': 'mnist'}
 
@@ -117,6 +117,19 @@ def test_the_table_of_data_sets_holds():
             values = flatten(compose_args([f'task=classify/{task}', f'Agent={agent}']))
             assert {key: values[key] for key in said if '${' not in str(said[key])} == {key: value for key, value in said.items() if '${' not in str(value)}
             assert values['lr_decay_epochs'] == values['train_epochs'] and values['recipes.aug._target_'] == 'RandomShift'
+
+
+@pytest.mark.parametrize('task', ['classify/digits', 'atari/pong', 'dmc/cheetah_run'])
+def test_the_table_of_generation_beats_what_is_for_learning(task):
+    table = OmegaConf.to_container(OmegaConf.load(FOLDER / TABLES['generate']))
+    assert set(table['agents']) == {agent for agent in agents() if agent != 'Agents.Random'}
+    for agent, own in table['agents'].items():
+        said = flatten(table['others'] | own)
+        values = flatten(compose_args([f'task={task}', f'Agent={agent}', 'generate=True']))
+        assert values['generate'] is True and values['offline'] and {key: values[key] for key in said} == said
+    assert compose_args([f'task={task}', 'generate=true', 'lr=0.5'])['lr'] == 0.5
+    usual = compose_args([f'task={task}', 'generate=false'])
+    assert not usual['generate'] and usual['adam_beta'] == defaults()['adam_beta']
 
 
 @pytest.mark.parametrize('obs, batch_size, aug', [('pixels', 512, 'RandomCrop'), ('state', 256, None)])

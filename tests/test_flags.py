@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import Judges
 import Session as session_module
 from Agents.Random import Random
 from Environment import Step
@@ -64,13 +65,13 @@ def test_metrics_stay_out_of_the_log_when_told(graft):
     ((), [0, 20, 40, 60]), (('train_steps=65',), [0, 20, 40, 60, 65]), (('evaluate_per_steps=0',), [0, 60]), (('evaluate_per_steps=1000',), [0, 60]),
     (('num_envs=16',), [0, 32, 48, 64]), (('train_steps=0',), [0]), (('learn_steps_after=3', 'train_steps=40'), [0, 20, 40])])
 def test_evaluation_at_the_start_on_cadence_and_at_the_end_once_each(graft, monkeypatch, options, steps):
-    evaluated, evaluate = [], session_module.evaluate
+    evaluated, evaluate = [], Judges.evaluate
 
     def counted(agent, environment, episodes, *args):
         evaluated.append(environment)
         return evaluate(agent, environment, episodes, *args)
 
-    monkeypatch.setattr(session_module, 'evaluate', counted)
+    monkeypatch.setattr(Judges, 'evaluate', counted)
     left = graft.run(*options)
     assert left.steps('eval') == steps and len(evaluated) == len(steps) and len(set(map(id, evaluated))) == 1
 

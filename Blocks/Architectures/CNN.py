@@ -14,6 +14,8 @@ class CNN(ImageModule):
         padding: pixels of zeros on every side, before each convolution.
         batch_norm: normalise after every convolution, which then has no bias."""
 
+    redrawn = True
+
     def __init__(self, input_shape: tuple[int, ...], output_dim: int | None = None, out_channels: int = 32, depth: int = 3, kernel_size: int = 3,
                  stride: int = 2, padding: int = 0, batch_norm: bool = False) -> None:
         super().__init__(input_shape)
@@ -31,6 +33,8 @@ class NatureCNN(ImageModule):
         output_dim: ends in a vector: mean over positions, linear.
         width: multiplies the channels.
         layer_norm: normalise over channels and space after every convolution."""
+
+    redrawn = True
 
     def __init__(self, input_shape: tuple[int, ...], output_dim: int | None = None, width: float = 1.0, layer_norm: bool = False) -> None:
         super().__init__(input_shape)

@@ -21,6 +21,8 @@ class MLP(nn.Module):
     Raises:
         ValueError: an unknown activation."""
 
+    redrawn = True
+
     def __init__(self, input_shape: tuple[int, ...], output_dim: int | None = None, hidden_dim: int = 512, depth: int = 1, activation: str = 'relu',
                  layer_norm: bool = False) -> None:
         super().__init__()
@@ -43,6 +45,8 @@ class MLP(nn.Module):
 class DenseMLP(nn.Module):
     """Each hidden layer sees the input and all layers before it, x ← [x, ReLU(W x)]: (B, D) → (B, D + depth · hidden_dim). After OFENet (2003.01629)."""
 
+    redrawn = True
+
     def __init__(self, input_shape: tuple[int, ...], hidden_dim: int = 40, depth: int = 1) -> None:
         super().__init__()
         width, layers = math.prod(input_shape), []
@@ -62,6 +66,8 @@ class DenseMLP(nn.Module):
 class Dueling(nn.Module):
     """Q = V + A − mean A (Wang et al. 2016, eq. 9), hidden layers of its own for each: (B, *input_shape) → (B, output_dim actions)."""
 
+    redrawn = True
+
     def __init__(self, input_shape: tuple[int, ...], output_dim: int, hidden_dim: int = 512, depth: int = 1, layer_norm: bool = False) -> None:
         super().__init__()
         self.value = MLP(input_shape, 1, hidden_dim, depth, layer_norm=layer_norm)
@@ -75,6 +81,8 @@ class Dueling(nn.Module):
 
 class LinearNorm(nn.Module):
     """Linear, LayerNorm: (B, *input_shape) → (B, output_dim). SAC-AE's and CURL's projection; their papers put a tanh behind it, their code does not."""
+
+    redrawn = True
 
     def __init__(self, input_shape: tuple[int, ...], output_dim: int = 50) -> None:
         super().__init__()
@@ -94,6 +102,8 @@ class SquareNorm(LinearNorm):
 
 class LayerNormTanh(nn.Module):
     """Linear, LayerNorm, tanh: the bottleneck between pixels and heads of SAC-AE and DrQ-v2. (B, *input_shape) → (B, output_dim)."""
+
+    redrawn = True
 
     def __init__(self, input_shape: tuple[int, ...], output_dim: int = 50) -> None:
         super().__init__()

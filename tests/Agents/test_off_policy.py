@@ -245,9 +245,38 @@ def test_a_generator_acts_with_images(kind):
 
 def test_a_convolutional_discriminator_sees_the_image():
     agent = make(DQN, IMAGES, generate=True, recipes={'critic': {'q_head': {'_target_': 'tests.Agents.test_off_policy.Probe'}}})
-    image = torch.rand((4, 256)) * 2 - 1
-    agent.critic(torch.zeros(4, 6), image)
-    assert torch.equal(agent.critic.heads[0].seen, image.view(4, 1, 16, 16)) and agent.critic.heads[0].input_shape == (1, 16, 16)
+    image = torch.rand((5, 256)) * 2 - 1
+    head = agent.critic.heads[0]
+    for training, parts in ((True, [2, 3]), (False, [5])):
+        head.seen = []
+        agent.critic.train(training)
+        q = agent.critic(torch.zeros(5, 6), image)
+        assert [len(part) for part in head.seen] == parts and torch.equal(torch.cat(head.seen), image.view(5, 1, 16, 16))
+        torch.testing.assert_close(q, image.mean(1)[None])
+    assert head.input_shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize('kind', AGENTS)
+def test_stored_and_generated_images_have_moments_of_their_own(kind):
+    """A batch norm that saw both at once would tell them by their mixture, in which the generator's own batch has no part."""
+    agent = make(kind, IMAGES, generate=True, recipes={'critic': {'q_head': {'_target_': 'tests.Agents.test_off_policy.NormHead'}}})
+    agent.train()
+    dark, bright = torch.full((4, 256), -0.9), torch.full((4, 256), 0.9)
+    texture = torch.randn(4, 256, generator=torch.Generator().manual_seed(0)) * 0.05
+    mixed = agent.critic(torch.zeros(8, 6), torch.cat([dark + texture, bright + texture]))
+    torch.testing.assert_close(mixed[:, :4], mixed[:, 4:])
+    torch.testing.assert_close(mixed[:, :4], agent.critic(torch.zeros(8, 6), torch.cat([dark + texture, dark + texture]))[:, :4])
+
+
+class NormHead(torch.nn.Module):
+    """Batch norm over the images, then the mean cube."""
+
+    def __init__(self, input_shape, output_dim):
+        super().__init__()
+        self.norm, self.output_shape = torch.nn.BatchNorm2d(input_shape[0]), (output_dim,)
+
+    def forward(self, x):
+        return self.norm(x).pow(3).flatten(1).mean(1, keepdim=True)
 
 
 class Probe(torch.nn.Module):
@@ -256,9 +285,10 @@ class Probe(torch.nn.Module):
     def __init__(self, input_shape, output_dim):
         super().__init__()
         self.input_shape, self.output_shape, self.scale = input_shape, (output_dim,), torch.nn.Parameter(torch.ones(()))
+        self.seen = []
 
     def forward(self, x):
-        self.seen = x
+        self.seen.append(x)
         return self.scale * x.flatten(1).mean(1, keepdim=True)
 
 

@@ -253,6 +253,26 @@ def test_the_convolutions_begin_as_their_middle_tap():
         assert not outer.any() and not layer.bias.any()
 
 
+def test_parts_with_an_initialisation_of_their_own_keep_it():
+    agent = make(PIXELS, recipes={'encoder': {'eyes': {'_target_': 'tests.Agents.test_sac.Ones'}}})
+    assert all((p == 1).all() for p in agent.encoder.eyes.parameters()), 'the eyes are the user\'s'
+    weight = agent.encoder.projection.layers[0].weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), atol=1e-5, rtol=0)
+
+
+class Ones(torch.nn.Module):
+    """Eyes with weights that nobody would draw."""
+
+    def __init__(self, input_shape):
+        super().__init__()
+        self.layers, self.output_shape = torch.nn.Conv2d(input_shape[0], 8, 3, 4), (8, (input_shape[1] + 1) // 4, (input_shape[2] + 1) // 4)
+        for p in self.parameters():
+            torch.nn.init.ones_(p)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
 def test_the_networks_from_pixels_are_the_published_ones():
     """84 → 41 → 39 → 37 → 35, 39,200 numbers, 50 of them kept; 1,990,518 parameters and 4,208,504 with the critic's heads."""
     obs = ObsSpec((3, 100, 100), frame_stack=3)
