@@ -15,7 +15,6 @@ from Benchmarking.Sheet import pixels, write_sheet
 from Benchmarking.Video import write_video
 from Datasets.Replay import Replay
 from Datasets.Samples import Samples
-from Datasets.Specs import ObsSpec
 from Datasets.Suites.Names import LABELLED
 from Environment import Environment, Episode
 from Evaluation import evaluate, evaluate_labels, generate_images
@@ -29,7 +28,7 @@ class Judge:
     Args:
         args: of the run.
         path: its folder.
-        obs_spec: of its task.
+        trained: the environment it learns from.
         make_environment: makes one for evaluation, when it is first needed.
         stopped: whether the run is asked to end.
         say: tells the user.
@@ -39,9 +38,9 @@ class Judge:
 
     plots = True  # whether what it returns has a score to draw a curve of
 
-    def __init__(self, args: Args, path: Path, obs_spec: ObsSpec, make_environment: Callable[[], Environment], stopped: Callable[[], bool],
+    def __init__(self, args: Args, path: Path, trained: Environment, make_environment: Callable[[], Environment], stopped: Callable[[], bool],
                  say: Callable[[str], None]) -> None:
-        self.args, self.path, self.obs_spec, self.make_environment, self.stopped, self.say = args, path, obs_spec, make_environment, stopped, say
+        self.args, self.path, self.obs_spec, self.make_environment, self.stopped, self.say = args, path, trained.obs_spec, make_environment, stopped, say
         self.made: Environment | None = None
 
     def __call__(self, agent: Agent, replay: Replay | Samples | None, step: int, seed: int) -> dict[str, float] | None:
@@ -95,6 +94,17 @@ class Labels(Judge):
 
     logits: np.ndarray | None = None
 
+    def __init__(self, args: Args, path: Path, trained: Environment, *rest: Any) -> None:
+        super().__init__(args, path, trained, *rest)
+        learned, tested = (environment.suite.source for environment in (trained, self.environment))  # type: ignore[attr-defined]
+        if learned.shape != tested.shape:
+            raise ValueError(f'task=classify/{args.task_name}: samples of the test set are {tested.shape}, those of the training set {learned.shape}')
+        if tested.classes == learned.classes[:len(tested.classes)]:  # of numbered classes, the test set may lack the last
+            tested.classes = learned.classes
+        else:
+            raise ValueError(f'task=classify/{args.task_name}: the classes of the test set are not those of the training set: '
+                             f'{sorted(set(map(str, tested.classes)) ^ set(map(str, learned.classes)))[:5] or "another order"}')
+
     def __call__(self, agent: Agent, replay: Replay | Samples | None, step: int, seed: int) -> dict[str, float] | None:
         suite: Any = self.environment.suite
         judged = evaluate_labels(agent, suite, seed, self.stopped)
@@ -118,9 +128,9 @@ class Images(Judge):
 
     plots = False
 
-    def __init__(self, args: Args, path: Path, obs_spec: ObsSpec, *rest: Any) -> None:
-        super().__init__(args, path, obs_spec, *rest)
-        self.scores = ImageScores(obs_spec.stacked_shape, **args.generation)
+    def __init__(self, args: Args, path: Path, trained: Environment, *rest: Any) -> None:
+        super().__init__(args, path, trained, *rest)
+        self.scores = ImageScores(trained.obs_spec.stacked_shape, **args.generation)
 
     def __call__(self, agent: Agent, replay: Replay | Samples | None, step: int, seed: int) -> dict[str, float] | None:
         drawn = generate_images(agent, self.obs_spec, max(SHEET, self.scores.images), seed)

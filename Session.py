@@ -108,7 +108,7 @@ class Session:
         args = self.args
         self.environment = self.make_environment(args.num_envs, train=True)
         self.in_passes()
-        self.judge = judge_of(args)(args, self.path, self.environment.obs_spec, lambda: self.make_environment(args.evaluate_envs, train=False),
+        self.judge = judge_of(args)(args, self.path, self.environment, lambda: self.make_environment(args.evaluate_envs, train=False),
                                     lambda: self.stopping, lambda line: self.logger.say(line))
         torch.set_num_threads(torch_threads(args, self.environment.obs_spec.is_image))
         self.agent = self.make_agent()

@@ -69,6 +69,9 @@ def without_use(args: Args, agent: type[Agent], images: bool) -> Iterator[str]:
                 yield f'{key}={args[key]} makes no difference: {agent.__name__} does not take it'
             elif key in ('encoder_hidden_dim', 'encoder_layers') and images:
                 yield f'{key}={args[key]} makes no difference: it is of the encoders for vectors'
+    for key in ('RL', 'supervise') if args.generate else ():
+        if not args[key]:
+            yield f'{key}=False makes no difference: generate=true learns from images alone'
     if args.image_size is not None and not images:
         yield f'image_size={args.image_size} makes no difference: the task shows vectors'
 

@@ -210,6 +210,29 @@ def test_every_command_of_its_readme_runs(graft, data, command):
     assert Checkpoint.read(run / Checkpoint.NEWEST)['agent']['update_count'] == 1
 
 
+ON_PONG = """
+Eyes=Blocks.Architectures.ViT +recipes.encoder.eyes.patch_size=7
+generate=True recipes.critic.q_head._target_=Blocks.Architectures.CNN recipes.critic.q_head.input_shape='${obs_shape}'
+parallel=true
+task=atari/breakout generate=true evaluate_episodes=1 action_repeat=1
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize('command', ON_PONG)
+def test_every_command_of_its_readme_runs_that_plays(graft, command):
+    """Without a task it is Pong; to generate there has to be a replay."""
+    tiny = ['evaluate_per_steps=0', 'evaluate_episodes=1', 'environment.max_frames=200', 'batch_size=4', 'device=cpu', 'threads=1',
+            'logger.progress=false', 'plotting.plot=false']
+    words = shlex.split(command)
+    if 'generate' in command:
+        kept = graft.main(*(word for word in words if word.startswith(('task', 'action'))), *tiny, 'train_steps=40', 'learn_per_steps=0', 'replay.save=true')
+        assert kept.code == 0, kept.err
+    said = graft.main(*words, *tiny, 'train_steps=9', 'seed_steps=8', 'learn_per_steps=1')
+    assert said.code == 0, said.err
+    (run,) = graft.home.glob(f'Benchmarking/Exp/DQN{"+generate" if "generate" in command else ""}/atari/*_1')
+    assert Checkpoint.read(run / Checkpoint.NEWEST)['agent']['update_count'] >= 1
+
+
 def test_brackets_stand_for_several_keys():
     assert 'recipes.critic.trunk' in COMMANDS[-2] and 'recipes.actor.trunk' in COMMANDS[-2], 'the shell writes {critic,actor} out'
 
@@ -262,6 +285,20 @@ class Squares(torch.utils.data.Dataset):
         row = index % (self.side - 2)
         image[0, row:row + 2, 3:5] = 1
         return image, int(row >= self.side // 2)
+
+
+class Renamed(Squares):
+    classes = ['below', 'above']
+
+
+class Numbered(Squares):
+    classes = None
+
+    def __init__(self, side=16, length=40):
+        self.side, self.length = side, length
+
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0], int(self.length == 40 and index == 7)
 """
 
 
@@ -278,3 +315,20 @@ def test_digits_need_no_files(graft):
     tested = load('digits', train=False, root=graft.home)
     right = float(left.rows('eval')[-1]['accuracy']) * len(tested)
     assert right == pytest.approx(round(right), abs=1e-4), 'every sample counts once'
+
+
+@pytest.mark.parametrize('options, message', [
+    (['+TestDataset.side=14'], 'samples of the test set are (1, 14, 14), those of the training set (1, 12, 12)'),
+    (['TestDataset=my_data.Renamed'], 'the classes of the test set are not those of the training set: another order')], ids=str)
+def test_a_test_set_that_does_not_fit_is_refused_before_anything_is_written(graft, options, message):
+    (graft.home / 'my_data.py').write_text(DATA)
+    both = [] if 'TestDataset=my_data.Renamed' in options else ['TestDataset=my_data.Squares']
+    assert_one_line(graft.main(*lines('task=classify/custom', 'Dataset=my_data.Squares', *both, *options, *BUDGET, 'RL=false')), message)
+    assert not (graft.home / 'Benchmarking').exists()
+
+
+def test_a_test_set_may_lack_the_last_class(graft):
+    (graft.home / 'my_data.py').write_text(DATA)
+    tested = ('TestDataset=my_data.Numbered', '+TestDataset.length=11')
+    left = graft.run(*lines('task=classify/custom', 'Dataset=my_data.Numbered', *tested, *BUDGET, 'RL=false', 'plotting.plot=true'))
+    assert left.score is not None and (left.path / 'report' / 'confusion.png').exists()

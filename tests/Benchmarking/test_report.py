@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
+from Benchmarking.ClassScores import predictions
 from Benchmarking.Curves import load
 from Benchmarking.Plot import plot
-from Benchmarking.Report import MISTAKES, NAMED, predictions, report
+from Benchmarking.Report import MISTAKES, report
+from Benchmarking.ReportPictures import NAMED
 
 ALL = ['classes.csv', 'confusion.png', 'classes.png', 'mistakes.png']
 
@@ -152,7 +154,7 @@ def test_of_equal_logits_the_first_is_predicted_and_large_ones_do_not_overflow()
 def test_logits_are_read_in_chunks(monkeypatch):
     logits = np.random.default_rng(0).normal(size=(103, 5))
     whole = predictions(logits)
-    monkeypatch.setattr('Benchmarking.Report.CHUNK_NUMBERS', 50)
+    monkeypatch.setattr('Benchmarking.ClassScores.CHUNK_NUMBERS', 50)
     for one, other in zip(predictions(logits), whole, strict=True):
         assert (one == other).all()
 
