@@ -50,6 +50,7 @@ class OffPolicy(Agent):
         require(RL or supervise, 'RL=false supervise', 'false', 'one of the two to be true: nothing would be learned')
         require(not (generate and action_spec.discrete), 'generate', 'true', 'continuous actions, as an image is one: leave discrete=true out')
         self.action_spec, self.discrete, self.RL, self.supervise, self.generate = action_spec, action_spec.discrete, RL, supervise, generate
+        self.label_loss = self.maybe_compiled(self.supervised_loss)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One update from transitions, `settle` included. batch.next_obs None: no step follows, the reward is all. → metrics."""
@@ -94,11 +95,15 @@ class OffPolicy(Agent):
 
     def update_supervised(self, obs: Tensor, label: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One step on the cross-entropy of the logits. → logits without gradient, metrics."""
+        loss, logits = self.label_loss(obs, label)
+        optimise(loss, *self.classifier, name='supervised_loss', grad_clip=self.grad_clip)
+        return logits, {'supervised_loss': loss.detach()}
+
+    def supervised_loss(self, obs: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """→ cross-entropy, mean over the batch; logits (B, K) without gradient."""
         with self.autocast():
             logits = self.scores(obs)
-        loss = F.cross_entropy(logits, label)
-        optimise(loss, *self.classifier, name='supervised_loss', grad_clip=self.grad_clip)
-        return logits.detach(), {'supervised_loss': loss.detach()}
+        return F.cross_entropy(logits, label), logits.detach()
 
     def rewarded(self, batch: Batch, logits: Tensor) -> Batch:
         """Labelled observations as transitions of one step: the first half with random actions, the others with the policy's."""

@@ -112,6 +112,13 @@ def test_the_same_seed_is_the_same_run(graft, data):
     assert any(not torch.equal(a, b) for a, b in zip(one.weights().values(), other.weights().values()))
 
 
+@pytest.mark.parametrize('chosen, augments', [((), True), (('Aug=Null',), False), (('recipes.Aug=Blocks.Architectures.Null',), False)], ids=str)
+def test_the_default_augmentation_can_be_left_out(graft, data, chosen, augments):
+    agent = graft.session(*classify(*chosen)).agent
+    shown = torch.from_numpy(data[0].images[:8])
+    assert torch.equal(agent.aug(shown, agent.learning), shown) != augments
+
+
 def test_agents_that_only_play_may_play_on_data(graft, data):
     left = graft.run(*classify('offline=false', 'train_steps=60', 'seed_steps=20', 'num_envs=4', 'explore_steps=20', 'learn_per_steps=4'))
     rewards = [float(row['reward']) for row in left.rows('train') if row['reward']]

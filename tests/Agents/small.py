@@ -4,6 +4,7 @@ import math
 import numpy as np
 import torch
 
+from Agents.DQN import DQN
 from Datasets.Batch import Batch
 from Datasets.Replay import Replay
 from Datasets.Specs import ActionSpec, ObsSpec
@@ -30,6 +31,13 @@ def batch(n=16, obs=VECTOR, action=DISCRETE, seed=0):
     return Batch(obs=observations(n, obs, seed), next_obs=observations(n, obs, seed + 50), reward=3 * torch.randn(n, generator=random),
                  action=torch.randint(4, (n,), generator=random) if action.discrete else torch.rand((n, 2), generator=random) * 2 - 1,
                  discount=0.9 * (torch.rand(n, generator=random) > 0.2), indices=torch.arange(n), weight=torch.rand(n, generator=random) + 0.5)
+
+
+def make_dqn(obs=VECTOR, action=DISCRETE, recipes=None, seed=0, **options):
+    """A small DQN."""
+    torch.manual_seed(seed)
+    recipes = {'aug': {}, 'encoder': {}, 'critic': {}, 'actor': {}} | (TINY_EYES if obs.is_image else {}) | (recipes or {})
+    return DQN(obs_spec=obs, action_spec=action, recipes=recipes, seed=seed, **{'hidden_dim': 8, 'explore_steps': 0, 'lr': 1e-2} | options)
 
 
 def parameters(module):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from Agents.Agent import can_compile
 from Agents.DQN import DQN
 from Agents.SAC import SAC
 from Blocks.Losses import label_reward
@@ -290,6 +291,19 @@ class Probe(torch.nn.Module):
     def forward(self, x):
         self.seen.append(x)
         return self.scale * x.flatten(1).mean(1, keepdim=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason='no C++ compiler, or no headers of Python')
+def test_compiled_supervised_updates_are_the_eager_ones():
+    eager, compiled = make(RL=False), make(RL=False, compile=True)
+    assert compiled.label_loss is not compiled.supervised_loss
+    for seed in range(3):
+        one, two = (agent.learn(Shown(labelled(seed=seed))) for agent in (eager, compiled))
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5, msg=key)
+    for a, b in zip(parameters(eager), parameters(compiled), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 # --- batch norm
