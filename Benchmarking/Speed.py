@@ -26,7 +26,8 @@ from types import ModuleType
 from typing import Any
 
 from Benchmarking import replacing
-from Benchmarking.SpeedRows import ROWS, Bench, Row, Work, counted, env_threads
+from Benchmarking.SpeedRows import ROWS, Row
+from Benchmarking.SpeedWorks import Bench, Work, counted, env_threads
 
 ROOT = Path(__file__).parents[1]
 

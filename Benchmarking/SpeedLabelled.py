@@ -59,7 +59,7 @@ class Decoded:
 def classifying(shape: tuple[int, ...], count: int, *overrides: str, stream: bool = False, workers: int = 0) -> Callable[[Any], Any]:
     """All that a run with RL=false does for a batch of 256: draw, update. The network is the plain loop's: eyes, average, one linear."""
     def build(bench: Any) -> Any:
-        from Benchmarking.SpeedRows import counted, made_agent
+        from Benchmarking.SpeedWorks import counted, made_agent
         from Datasets.Samples import Samples
         from Datasets.Specs import ActionSpec, ObsSpec
         action_spec = ActionSpec((CLASSES,))

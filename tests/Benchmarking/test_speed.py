@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import Session
-from Benchmarking import Speed, SpeedRows
+from Benchmarking import Speed, SpeedWorks
 from Benchmarking.Speed import Bench, Options, Row, counted
 
 ROOT = Path(__file__).parents[2]
@@ -112,18 +112,18 @@ def test_the_loop_is_a_run_that_learns(tmp_path, monkeypatch):
     monkeypatch.setattr(Session, 'Session', Spy)
     row = Bench(Options(threads=1), tmp_path)
     with row.after:
-        work = SpeedRows.loop(*SpeedRows.DEFAULTS, 'Agent=Agents.DQN', 'task=gym/CartPole-v1', 'num_envs=4', 'hidden_dim=8', steps=16)(row)
+        work = SpeedWorks.loop(*SpeedWorks.DEFAULTS, 'Agent=Agents.DQN', 'task=gym/CartPole-v1', 'num_envs=4', 'hidden_dim=8', steps=16)(row)
         run, = runs
         step, updates, episodes = run.step, run.agent.update_count, run.episodes
         work()
-        assert step > SpeedRows.WARMUP and updates and episodes and work.per_call == run.step - step == 16 and run.agent.update_count - updates == 4
+        assert step > SpeedWorks.WARMUP and updates and episodes and work.per_call == run.step - step == 16 and run.agent.update_count - updates == 4
         assert run.path.is_relative_to(tmp_path) and run.replay.capacity == 20_000
 
 
 def test_the_updates_are_the_plain_agents():
     """What README of the plain loops says of `dqn_update`, and no preset's numbers for Pong."""
     from Hparams.Compose import compose_args
-    values = compose_args(SpeedRows.DQN)
+    values = compose_args(SpeedWorks.DQN)
     told = {'batch_size': 32, 'nstep': 1, 'lr': 1e-4, 'adam_eps': 1e-8, 'weight_decay': 0, 'lr_decay_steps': 0, 'hidden_dim': 512, 'layer_norm': False,
             'precision': 'fp32'}
     assert {key: values[key] for key in told} == told
