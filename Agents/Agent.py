@@ -33,12 +33,16 @@ class Agent(nn.Module):
     Attributes:
         obs_spec, action_spec: what it sees and does; `make_agent` sets them.
         step: agent steps so far; the run sets it, schedules read it. update_count: learning updates so far.
-        extras: columns that `act` adds to the replay, name → Datasets.Storage.Extra.
+        extras: columns that `act` adds to the replay, name → Datasets.Layout.Extra.
+        rollout_steps: transitions of every lane that `learn` takes from the end of the replay; 0 where it draws.
+        steps_per_learn: steps of an auxiliary loss for one `learn`.
         overlap: the agent may learn while the simulator works on its last action; on-policy agents say False."""
 
     obs_spec: ObsSpec
     action_spec: ActionSpec
     overlap = True
+    rollout_steps = 0
+    steps_per_learn = 1
     extras: dict[str, Any] = {}
 
     def __init__(self, *, seed: int = 0, device: str | torch.device = 'cpu', precision: str = 'fp32', compile: bool = False) -> None:
@@ -105,7 +109,8 @@ class Agent(nn.Module):
         self.mode(training=True)
         metrics = self.learn(replay)
         for loss in self.losses.values():
-            metrics |= loss.learn(replay, self)
+            for _ in range(self.steps_per_learn):
+                metrics |= loss.learn(replay, self)
         return metrics
 
     def mode(self, training: bool) -> None:

@@ -77,9 +77,62 @@ class Categorical:
         """(B,) int64: the likeliest."""
         return self.log_probs.argmax(-1)
 
+    def log_prob(self, action: Tensor) -> Tensor:
+        """(B,): of actions (B,) int64."""
+        return self.log_probs.gather(-1, action[:, None]).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """(B,)."""
+        return -(self.probs * self.log_probs).sum(-1)
+
     def sample(self, generator: torch.Generator) -> Tensor:
         """(B,) int64."""
         return torch.multinomial(self.probs.cpu(), 1, generator=generator).squeeze(-1).to(self.log_probs.device)
+
+
+class DiagonalNormal:
+    """A Gaussian over all real actions, its components independent. mean: (B, A); log_std: (A,) or (B, A)."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        self.mean, self.log_std = mean, log_std.expand_as(mean)
+
+    @property
+    def best(self) -> Tensor:
+        """(B, A)."""
+        return self.mean
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """(B, A)."""
+        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device).to(self.mean.device)
+        return self.mean + noise * self.log_std.exp()
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """(B,): the log density of (B, A)."""
+        return (-0.5 * ((action - self.mean) / self.log_std.exp()).square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(B,)."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+class OpenActor(Block):
+    """Trunk and policy head of a policy that is not squashed: a Categorical, or a Gaussian with a standard deviation that no observation changes.
+
+    Args:
+        log_std: of the Gaussian at the start."""
+
+    def __init__(self, repr_shape: tuple[int, ...], action_spec: ActionSpec, recipe: Mapping[str, Any], *, trunk: str = 'Null', pi_head: str = 'MLP',
+                 trunk_dim: int = 50, log_std: float = 0.0, **given: Any) -> None:
+        super().__init__()
+        self.trunk = build(recipe.get('trunk'), trunk, 'recipes.actor.trunk', input_shape=repr_shape, output_dim=trunk_dim, **given)
+        self.pi_head = build(recipe.get('pi_head'), pi_head, 'recipes.actor.pi_head', input_shape=tuple(self.trunk.output_shape),
+                             output_dim=action_spec.num_actions or action_spec.size, **given)
+        self.log_std = None if action_spec.discrete else torch.nn.Parameter(torch.full(action_spec.shape, float(log_std)))
+
+    def forward(self, representation: Tensor) -> Categorical | DiagonalNormal:
+        """representation: (B, *repr_shape) → the policy, float32."""
+        out = self.pi_head(self.trunk(representation)).float()
+        return Categorical(out) if self.log_std is None else DiagonalNormal(out, self.log_std)
 
 
 class StochasticActor(Block):

@@ -77,10 +77,23 @@ def init_delta_orthogonal(module: nn.Module) -> None:
             module.bias.zero_()
 
 
-def init_orthogonal(module: nn.Module) -> None:
-    """Orthogonal weights, gain √2 for convolutions and 1 for linears, zero biases (DrQ-v2's and UnifiedML's initialisation)."""
+def init_orthogonal_relu(module: nn.Module) -> None:
+    """Orthogonal weights of gain √2, zero biases, in every layer (PPO's initialisation; its last layers are scaled afterwards)."""
+    init_orthogonal(module, nn.init.calculate_gain('relu'))
+
+
+def scale_last(part: nn.Module, gain: float) -> None:
+    """Gives the last linear of a part that was drawn with gain √2 another gain."""
+    linears = [module for module in part.modules() if isinstance(module, nn.Linear)]
+    if getattr(part, 'redrawn', False) and linears:
+        with torch.no_grad():
+            linears[-1].weight.mul_(gain / nn.init.calculate_gain('relu'))
+
+
+def init_orthogonal(module: nn.Module, linear_gain: float = 1.0) -> None:
+    """Orthogonal weights, gain √2 for convolutions and `linear_gain` for linears, zero biases (DrQ-v2's and UnifiedML's initialisation)."""
     if isinstance(module, nn.Linear):
-        nn.init.orthogonal_(module.weight)
+        nn.init.orthogonal_(module.weight, linear_gain)
     elif isinstance(module, nn.Conv2d):
         with torch.no_grad():  # by way of a copy: orthogonal_ wants plain memory, not channels-last
             module.weight.copy_(nn.init.orthogonal_(torch.empty(module.weight.shape), nn.init.calculate_gain('relu')))

@@ -1,4 +1,4 @@
-"""Critic: an ensemble of value heads over one trunk."""
+"""Critics: values of actions, an ensemble of heads over one trunk; values of states."""
 from __future__ import annotations
 
 import math
@@ -11,6 +11,22 @@ from torch import Tensor, nn
 from Blocks.Block import Block
 from Datasets.Specs import ActionSpec
 from Utils import build
+
+
+class ValueCritic(Block):
+    """V of a state: trunk and head.
+
+    Args: as of Critic."""
+
+    def __init__(self, repr_shape: tuple[int, ...], recipe: Mapping[str, Any], *, trunk: str = 'Null', v_head: str = 'MLP', trunk_dim: int = 50,
+                 **given: Any) -> None:
+        super().__init__()
+        self.trunk = build(recipe.get('trunk'), trunk, 'recipes.critic.trunk', input_shape=repr_shape, output_dim=trunk_dim, **given)
+        self.v_head = build(recipe.get('q_head'), v_head, 'recipes.critic.q_head', input_shape=tuple(self.trunk.output_shape), output_dim=1, **given)
+
+    def forward(self, representation: Tensor) -> Tensor:
+        """representation: (B, *repr_shape) → (B,) float32."""
+        return self.v_head(self.trunk(representation)).squeeze(-1).float()
 
 
 class Critic(Block):

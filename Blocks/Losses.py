@@ -40,6 +40,34 @@ def clipped(reward: Tensor, clip: float | None) -> Tensor:
     return reward if clip is None else torch.clamp(reward, -clip, clip)
 
 
+def advantages(reward: Tensor, value: Tensor, next_value: Tensor, discount: Tensor, ended: Tensor, lam: float) -> Tensor:
+    """Generalised advantage estimates (Schulman et al. 2016, 1506.02438, eq. 16): A = δ + γλ A′, δ = r + γ V(s′) − V(s).
+
+    reward, value, next_value: (N, T) float32; next_value of the true next observation, also where a time limit ended the episode;
+    discount: (N, T) γ, 0 where nothing is to come; ended: (N, T) bool, the sum ends there.  → (N, T)."""
+    delta = reward + discount * next_value - value
+    keep = discount * lam * ~ended
+    advantage, later = torch.empty_like(delta), torch.zeros_like(delta[:, 0])
+    for t in range(delta.shape[1] - 1, -1, -1):
+        advantage[:, t] = later = delta[:, t] + keep[:, t] * later
+    return advantage
+
+
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
+    """−E[min(ρ A, clip(ρ, 1 − ε, 1 + ε) A)] (1707.06347, eq. 7), and the share of ratios that lie outside. log_ratio, advantage: (B,)."""
+    ratio = log_ratio.exp()
+    loss = -torch.min(ratio * advantage, torch.clamp(ratio, 1 - clip, 1 + clip) * advantage).mean()
+    return loss, ((ratio.detach() - 1).abs() > clip).float().mean()
+
+
+def clipped_value_loss(value: Tensor, before: Tensor, target: Tensor, clip: float | None) -> Tensor:
+    """½ mean square of value − target; with a clip, of the worse of value and value within ±clip of what it was `before` the update. All (B,)."""
+    loss = (value - target).square()
+    if clip is not None:
+        loss = torch.max(loss, (before + (value - before).clamp(-clip, clip) - target).square())
+    return 0.5 * loss.mean()
+
+
 def label_reward(action: Tensor, label: Tensor) -> Tensor:
     """What a prediction is worth, (B,) float32: −error.
 

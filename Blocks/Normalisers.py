@@ -59,5 +59,13 @@ class ReturnNormaliser(RunningMoments):
         self.update(self.returns)
         self.returns.masked_fill_(ended, 0.0)
 
+    def scaled(self, reward: Tensor, ended: Tensor) -> Tensor:
+        """(N, T) rewards of consecutive steps, each divided by the deviation that includes it. ended: (N, T) bool."""
+        scaled = torch.empty_like(reward)
+        for t in range(reward.shape[1]):
+            self.observe(reward[:, t], ended[:, t])
+            scaled[:, t] = self(reward[:, t])
+        return scaled
+
     def forward(self, reward: Tensor) -> Tensor:
         return (reward / torch.sqrt(self.var + 1e-8)).clamp(-self.clip, self.clip).float()

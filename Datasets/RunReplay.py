@@ -24,6 +24,8 @@ class Needs(Protocol):
 
     extras: dict[str, Any]
 
+    rollout_steps: int
+
     @property
     def horizon(self) -> int: ...
 
@@ -59,7 +61,7 @@ class RunReplay:
         elif Stored.exists(self.path) and not args.load and (args.replay.path or not (run / '.lock').exists()):
             raise ValueError(f'{self.path} holds a replay: replay.load=true starts from it, another replay.path leaves it alone')
 
-    def sizes(self, state: dict[str, Any] | None, horizon: int) -> dict[str, Any]:
+    def sizes(self, state: dict[str, Any] | None, needs: Needs) -> dict[str, Any]:
         """Of the ring: what the run can fill, or as they are where a replay goes on: a longer train_steps does not grow it."""
         args = self.args
         if state or self.source == self.path:
@@ -67,7 +69,7 @@ class RunReplay:
             return {'capacity': ring['rows'] * ring['num_envs'], 'slack': ring['slack'], 'window': ring['window']}
         stored = read_layout(self.source)['ring'] if self.source else {'rows': 0, 'num_envs': 0}
         rows = capacity(args, stored['rows'] * stored['num_envs'])
-        return {'capacity': rows, 'slack': slack(args), 'window': max(args.nstep, min(horizon, rows // args.num_envs))}
+        return {'capacity': rows, 'slack': slack(args), 'window': max(args.nstep, needs.rollout_steps, min(needs.horizon, rows // args.num_envs))}
 
     def on_disk(self) -> Path | None:
         """The folder of the replay, where there is to be one."""
@@ -83,7 +85,7 @@ class RunReplay:
                         reader.verify(state['replay'])
                     reader.close()
             return
-        needed = Replay.bytes_needed(obs_spec, action_spec, num_envs=self.args.num_envs, **self.sizes(None, needs.horizon), extras=needs.extras)
+        needed = Replay.bytes_needed(obs_spec, action_spec, num_envs=self.args.num_envs, **self.sizes(None, needs), extras=needs.extras)
         place(self.store, self.on_disk(), needed, stored_bytes(self.path))
         if self.source:
             self.reader(self.source, obs_spec, action_spec).close()
@@ -109,7 +111,7 @@ class RunReplay:
             return Stored.open_reader(lambda: self.reader(path, obs_spec, action_spec), path, args.replay.wait)
         if state and not Stored.exists(path):
             say(f'no replay in {path} (after the end it is kept only with replay.save=true): it fills anew, so this is not an exact resume')
-        replay = Replay(obs_spec, action_spec, **self.shared(), **self.sizes(state, needs.horizon), path=self.on_disk(), extras=needs.extras, store=self.store,
+        replay = Replay(obs_spec, action_spec, **self.shared(), **self.sizes(state, needs), path=self.on_disk(), extras=needs.extras, store=self.store,
                         sampler=args.replay.sampler or 'uniform', verify=False)
         say(f'replay: {replay.bytes / 1e9:.3g} GB for {replay.capacity} rows, {replay.store}')
         if self.source and self.source != path:

@@ -139,8 +139,14 @@ def either(first: Any, second: Any) -> Any:
     return second if first is None else first
 
 
+def times(first: Any, second: Any) -> int:
+    """`${times:A,B}`: their product."""
+    return int(first) * int(second)
+
+
 def register() -> None:
-    """Makes `graft://`, `${by_obs:…}` and `${either:…}` known to Hydra; harmless when repeated."""
+    """Makes `graft://`, `${by_obs:…}`, `${either:…}` and `${times:…}` known to Hydra; harmless when repeated."""
+    OmegaConf.register_new_resolver('times', times, replace=True)
     OmegaConf.register_new_resolver('either', either, replace=True)
     OmegaConf.register_new_resolver('by_obs', by_obs, replace=True)
     plugins = Plugins.instance()

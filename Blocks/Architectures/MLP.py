@@ -93,6 +93,20 @@ class LinearNorm(nn.Module):
         return self.layers(x.flatten(1))
 
 
+class LinearReLU(nn.Module):
+    """Linear, ReLU: the hidden layer behind the convolutions of Nature DQN and of PPO on Atari. (B, *input_shape) → (B, output_dim)."""
+
+    redrawn = True
+
+    def __init__(self, input_shape: tuple[int, ...], output_dim: int = 512) -> None:
+        super().__init__()
+        self.linear = Linear(math.prod(input_shape), output_dim)
+        self.output_shape = (output_dim,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.linear(x.flatten(1)))
+
+
 class SquareNorm(LinearNorm):
     """LinearNorm that keeps the width."""
 

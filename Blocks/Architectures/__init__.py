@@ -6,7 +6,7 @@ from Blocks.Architectures.CoAtNet import CoAtNet, CoAtNet0, CoAtNet1, CoAtNet2, 
 from Blocks.Architectures.ConvMixer import ConvMixer
 from Blocks.Architectures.ConvNeXt import ConvNeXt, ConvNeXtTiny
 from Blocks.Architectures.Load import Load
-from Blocks.Architectures.MLP import MLP, DenseMLP, Dueling, LayerNormTanh, LinearNorm, SquareNorm
+from Blocks.Architectures.MLP import MLP, DenseMLP, Dueling, LayerNormTanh, LinearNorm, LinearReLU, SquareNorm
 from Blocks.Architectures.Null import Flatten, Null
 from Blocks.Architectures.Pools import AttentionPool, AvgPool, CLSPool, MaxPool
 from Blocks.Architectures.ResNet import MiniResNet, ResNet, ResNet18, ResNet34, ResNet50
@@ -17,5 +17,5 @@ from Blocks.Architectures.Transformers import Perceiver, Transformer, ViT
 load = Load  # as it is written on the command line
 
 __all__ = ['CNN', 'MLP', 'RN', 'AttentionPool', 'AvgPool', 'CLSPool', 'CoAtNet', 'CoAtNet0', 'CoAtNet1', 'CoAtNet2', 'CoAtNet3', 'CoAtNet4', 'ConvMixer',
-           'ConvNeXt', 'ConvNeXtTiny', 'DenseMLP', 'Dueling', 'Flatten', 'LayerNormTanh', 'LinearNorm', 'Load', 'MaxPool', 'MiniResNet', 'NatureCNN', 'Null',
+           'ConvNeXt', 'ConvNeXtTiny', 'DenseMLP', 'Dueling', 'Flatten', 'LayerNormTanh', 'LinearNorm', 'LinearReLU', 'Load', 'MaxPool', 'MiniResNet', 'NatureCNN', 'Null',
            'Perceiver', 'ResNet', 'ResNet18', 'ResNet34', 'ResNet50', 'SquareNorm', 'Timm', 'Transformer', 'ViT']

@@ -1,0 +1,194 @@
+"""Proximal policy optimisation (Schulman et al. 2017, 1707.06347), discrete and continuous, with the details of "The 37 Implementation Details of PPO".
+
+Rollouts of `rollout_steps` steps in every lane come from `replay.latest`; each is passed over `epochs` times in `minibatches` shuffled parts.
+An episode that is cut off by a time limit is worth what the critic says of its true final observation.
+Presets: Hparams/Agent/Agents.PPO.yaml.
+"""
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from Agents.Agent import Agent
+from Blocks.Actors import OpenActor
+from Blocks.Block import Block, init_orthogonal_relu, redraw, scale_last
+from Blocks.Critics import ValueCritic
+from Blocks.Encoders import Encoder, encoder_kind
+from Blocks.Losses import advantages, clipped_surrogate, clipped_value_loss
+from Blocks.Normalisers import ReturnNormaliser
+from Datasets.Batch import Rollout
+from Datasets.Layout import Extra
+from Datasets.Replay import Replay
+from Datasets.Specs import ActionSpec, ObsSpec
+from Environment import Step
+from Utils import build, optimise, require, schedule
+
+
+class PPO(Agent):
+    """
+    Args:
+        obs_spec, action_spec: of the environment.
+        recipes: replacements of parts.
+        encoder: 'nature', 'pixel', 'cnn', 'mlp', 'ofe', 'identity', or 'auto': nature for images, identity for vectors.
+        encoder_hidden_dim, encoder_layers: of the encoders mlp and ofe. normalise_obs: vectors by running moments.
+        shared: actor and critic read one encoder; else the critic has one of its own.
+        hidden_dim, depth, activation: hidden layers of the heads; for images also the width of the layer between eyes and heads.
+        num_envs, rollout_steps: lanes, and transitions of each in a rollout.
+        epochs, minibatches: passes over a rollout, parts of each pass.
+        gae_lambda: of the advantages (GAE, 1506.02438). clip, value_clip: of ratios and of values (null: values are not clipped).
+        value_coef, entropy_coef: weights of their losses. normalise_advantage: to mean 0 and deviation 1 in every minibatch.
+        target_kl: ends the passes over a rollout once the policy has moved so far (approximate KL divergence); null: never.
+        anneal: schedule over agent steps that multiplies the learning rate.
+        normalise_return: divides rewards by the running deviation of their discounted return. discount: of that return.
+        log_std: of the Gaussian at the start, for continuous actions.
+        time_limit: 'bootstrap', or 'terminal': a time limit ends an episode like any other end.
+        eval_greedy: evaluation takes the likeliest action; else it samples."""
+
+    overlap = False
+
+    def __init__(self, *, obs_spec: ObsSpec, action_spec: ActionSpec, recipes: dict[str, Any], num_envs: int, encoder: str = 'auto',
+                 encoder_hidden_dim: int = 256, encoder_layers: int = 1, normalise_obs: bool = False, shared: bool = True, lr: float = 2.5e-4,
+                 weight_decay: float = 0.0, adam_beta: float = 0.9, adam_eps: float = 1e-5, lr_decay_steps: int = 0, grad_clip: float | None = 0.5,
+                 hidden_dim: int = 512, depth: int = 0, activation: str = 'relu', trunk_dim: int = 50, layer_norm: bool = False,
+                 rollout_steps: int = 128, epochs: int = 4, minibatches: int = 4, gae_lambda: float = 0.95, clip: float | str = 0.1,
+                 value_clip: float | None = 0.1, value_coef: float = 0.5, entropy_coef: float = 0.01, normalise_advantage: bool = True,
+                 target_kl: float | None = None, anneal: float | str = 1.0, normalise_return: bool = False, discount: float = 0.99,
+                 log_std: float = 0.0, time_limit: Literal['bootstrap', 'terminal'] = 'bootstrap', eval_greedy: bool = True, **settings: Any) -> None:
+        super().__init__(**settings)
+        for key, count in (('rollout_steps', rollout_steps), ('epochs', epochs), ('minibatches', minibatches)):
+            require(count >= 1, f'agent.{key}', count, '1 or more')
+        require(depth >= 0, 'agent.depth', depth, '0 or more')
+        require(0 <= gae_lambda <= 1, 'agent.gae_lambda', gae_lambda, 'a number from 0 to 1')
+        require(num_envs * rollout_steps >= minibatches, 'agent.minibatches', minibatches, f'no more than num_envs × agent.rollout_steps = '
+                f'{num_envs * rollout_steps}')
+        for key, least in (('value_clip', value_clip), ('target_kl', target_kl)):
+            require(least is None or least > 0, f'agent.{key}', least, 'more than 0, or null')
+        self.action_spec, self.discrete, self.grad_clip, self.lr = action_spec, action_spec.discrete, grad_clip, lr
+        self.num_envs, self.rollout_steps, self.epochs, self.minibatches = num_envs, rollout_steps, epochs, minibatches
+        self.steps_per_learn = epochs * minibatches
+        self.gae_lambda, self.value_clip, self.value_coef, self.entropy_coef = gae_lambda, value_clip, value_coef, entropy_coef
+        self.normalise_advantage, self.target_kl, self.terminal_limit, self.eval_greedy = normalise_advantage, target_kl, time_limit == 'terminal', eval_greedy
+        self.clip, self.anneal = schedule(clip, 'agent.clip'), schedule(anneal, 'agent.anneal')
+        for step in (0, 10 ** 12):
+            require(self.clip(step) >= 0, 'agent.clip', clip, '0 or more throughout')
+            require(self.anneal(step) >= 0, 'agent.anneal', anneal, '0 or more throughout')
+        self.extras = {'log_prob': Extra(), 'value': Extra()} | ({} if self.discrete else {'drawn': Extra(action_spec.shape)})
+
+        kind = encoder_kind(encoder, obs_spec, images='nature', vectors='identity', hidden_dim=encoder_hidden_dim, layers=encoder_layers)
+        if obs_spec.is_image:
+            kind |= {'projection': kind.get('projection', 'LinearReLU'), 'projection_dim': hidden_dim}
+        self.aug = build(recipes.get('aug'), 'Blocks.Augmentations.Null', 'recipes.aug', input_shape=obs_spec.stacked_shape)
+
+        def eyes() -> Encoder:
+            return Encoder(obs_spec, recipes['encoder'], **{'projection_dim': trunk_dim} | kind, input_shape=self.aug.output_shape, layer_norm=layer_norm,
+                           normalise=normalise_obs)
+        self.encoder = eyes()
+        self.critic_encoder = None if shared else eyes()
+        sizes: dict[str, Any] = {'hidden_dim': hidden_dim, 'depth': depth, 'activation': activation, 'layer_norm': layer_norm, 'trunk_dim': trunk_dim}
+        self.actor = OpenActor(self.encoder.repr_shape, action_spec, recipes['actor'], log_std=log_std, **sizes)
+        self.critic = ValueCritic(self.encoder.repr_shape, recipes['critic'], **sizes)
+        self.return_normaliser = ReturnNormaliser(num_envs, discount) if normalise_return else None
+        for block in self.learners:
+            redraw(block, init_orthogonal_relu)
+        scale_last(self.actor.pi_head, 0.01)
+        scale_last(self.critic.v_head, 1.0)
+        self.to(self.device)
+        optim: dict[str, Any] = {'lr': lr, 'weight_decay': weight_decay, 'betas': (adam_beta, 0.999), 'eps': adam_eps, 'lr_decay_steps': lr_decay_steps}
+        for block, name in zip(self.learners, ('encoder', 'actor', 'critic', 'encoder'), strict=False):
+            block.equip(recipes[name], f'recipes.{name}', **optim)
+        self.loss = self.maybe_compiled(self.minibatch_loss)
+
+    @property
+    def learners(self) -> list[Block]:
+        return [self.encoder, self.actor, self.critic, *([self.critic_encoder] if self.critic_encoder else [])]
+
+    # --- acting
+
+    @torch.no_grad()
+    def act(self, step: Step, state: Any = None, greedy: bool = False) -> tuple[Tensor, dict[str, Tensor], Any]:
+        if not greedy:
+            for encoder in filter(None, (self.encoder, self.critic_encoder)):
+                encoder.observe(step.obs)
+        with self.autocast():
+            policy, value = self.judge(self.aug.evaluate(step.obs), value=not greedy)
+        if greedy and self.eval_greedy:
+            return policy.best if self.discrete else policy.best.clamp(-1, 1), {}, state
+        drawn = policy.sample(self.evaluating if greedy else self.acting)
+        action = drawn if self.discrete else drawn.clamp(-1, 1)
+        if greedy:
+            return action, {}, state
+        return action, {'log_prob': policy.log_prob(drawn), 'value': value} | ({} if self.discrete else {'drawn': drawn}), state
+
+    def judge(self, obs: Tensor, value: bool = True) -> tuple[Any, Tensor]:
+        """→ policy, V(s) (B,) float32 (empty unless asked for)."""
+        representation = self.encoder(obs)
+        policy = self.actor(representation)
+        if not value:
+            return policy, obs.new_empty(0)
+        return policy, self.critic(representation if self.critic_encoder is None else self.critic_encoder(obs))
+
+    def value(self, obs: Tensor) -> Tensor:
+        """V(s), (B,) float32."""
+        with self.autocast():
+            return self.critic((self.critic_encoder or self.encoder)(obs))
+
+    # --- learning
+
+    def learn(self, replay: Replay) -> dict[str, Tensor]:
+        rollout = replay.latest(self.rollout_steps)
+        advantage, target = self.judged(rollout)
+        columns = {'action': rollout.action if self.discrete else rollout.extras['drawn'], 'log_prob': rollout.extras['log_prob'],
+                   'value': rollout.extras['value'], 'advantage': advantage, 'target': target}
+        flat = {name: x.flatten(0, 1) for name, x in columns.items()}
+        obs = rollout.obs.flatten(0, 1)
+        for block in self.learners:
+            for group in block.optim.param_groups:
+                if block.scheduler is None:
+                    group['lr'] = self.lr * self.anneal(self.step)
+        clip = torch.tensor(self.clip(self.step), device=self.device)
+        total: dict[str, Tensor] = {}
+        count = 0
+        for _ in range(self.epochs):
+            for part in torch.randperm(len(obs), generator=self.learning, device=self.device).chunk(self.minibatches):
+                loss, metrics = self.loss(self.aug(obs[part], self.learning), clip, **{name: x[part] for name, x in flat.items()})
+                optimise(loss, *self.learners, name='loss', grad_clip=self.grad_clip)
+                total = {name: total.get(name, 0) + value for name, value in metrics.items()}
+                count += 1
+                self.update_count += 1
+            if self.target_kl is not None and metrics['approx_kl'] > self.target_kl:
+                break
+        residual = (target - flat['value'].view_as(target)).var()
+        return {name: value / count for name, value in total.items()} | {'explained_variance': 1 - residual / target.var()}
+
+    @torch.no_grad()
+    def judged(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """→ advantages and value targets of a rollout, (N, T) each."""
+        reward, value, ended = rollout.reward, rollout.extras['value'], rollout.terminated | rollout.truncated
+        if self.return_normaliser is not None:
+            reward = self.return_normaliser.scaled(reward, ended)
+        discount = rollout.discount.masked_fill(rollout.truncated, 0) if self.terminal_limit else rollout.discount
+        last = self.value(self.aug.evaluate(rollout.bootstrap_obs))
+        next_value = torch.cat([value[:, 1:], last[:, None]], 1)
+        if len(rollout.final_obs):
+            next_value.view(-1)[rollout.final_index] = self.value(self.aug.evaluate(rollout.final_obs))
+        advantage = advantages(reward, value, next_value, discount, ended, self.gae_lambda)
+        return advantage, advantage + value
+
+    def minibatch_loss(self, obs: Tensor, clip: Tensor, action: Tensor, log_prob: Tensor, value: Tensor, advantage: Tensor,
+                       target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Policy, value and entropy losses of a minibatch (1707.06347, eq. 9)."""
+        with self.autocast():
+            policy, predicted = self.judge(obs)
+        if self.normalise_advantage:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        log_ratio = policy.log_prob(action) - log_prob
+        policy_loss, clipped = clipped_surrogate(log_ratio, advantage, clip)
+        value_loss = clipped_value_loss(predicted, value, target, self.value_clip)
+        entropy = policy.entropy().mean()
+        loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * entropy
+        with torch.no_grad():
+            kl = (log_ratio.exp() - 1 - log_ratio).mean()
+        return loss, {'policy_loss': policy_loss.detach(), 'value_loss': value_loss.detach(), 'entropy': entropy.detach(), 'approx_kl': kl,
+                      'clip_fraction': clipped}
