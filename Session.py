@@ -165,6 +165,8 @@ class Session:
 
     def make_agent(self) -> Agent:
         agent = make_agent(self.args, self.environment.obs_spec, self.environment.action_spec, self.device)
+        if self.args.offline and agent.rollout_steps:
+            raise ValueError(f'offline=true: {self.args.agent_name} learns from what it has just played alone; another agent, or offline=false')
         if self.labelled and agent.horizon:
             name = next(name for name, loss in agent.losses.items() if loss.horizon)
             raise ValueError(f'aux={name}: {Samples.horizon_needed}')

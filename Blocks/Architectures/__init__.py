@@ -17,5 +17,5 @@ from Blocks.Architectures.Transformers import Perceiver, Transformer, ViT
 load = Load  # as it is written on the command line
 
 __all__ = ['CNN', 'MLP', 'RN', 'AttentionPool', 'AvgPool', 'CLSPool', 'CoAtNet', 'CoAtNet0', 'CoAtNet1', 'CoAtNet2', 'CoAtNet3', 'CoAtNet4', 'ConvMixer',
-           'ConvNeXt', 'ConvNeXtTiny', 'DenseMLP', 'Dueling', 'Flatten', 'LayerNormTanh', 'LinearNorm', 'LinearReLU', 'Load', 'MaxPool', 'MiniResNet', 'NatureCNN',
-           'Null', 'Perceiver', 'ResNet', 'ResNet18', 'ResNet34', 'ResNet50', 'SquareNorm', 'Timm', 'Transformer', 'ViT']
+           'ConvNeXt', 'ConvNeXtTiny', 'DenseMLP', 'Dueling', 'Flatten', 'LayerNormTanh', 'LinearNorm', 'LinearReLU', 'Load', 'MaxPool', 'MiniResNet',
+           'NatureCNN', 'Null', 'Perceiver', 'ResNet', 'ResNet18', 'ResNet34', 'ResNet50', 'SquareNorm', 'Timm', 'Transformer', 'ViT']
