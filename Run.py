@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from Session import Session
 
 # what stands in a run's folder name already
-NAMED = ('experiment', 'Agent', 'task', 'aux', 'explore', 'core', 'seed', 'root')
+NAMED = ('experiment', 'Agent', 'task', 'aux', 'explore', 'core', 'mode', 'seed', 'root')
 
 
 def train(session: Session) -> float | None:

@@ -29,7 +29,8 @@ from Datasets.Samples import Samples
 from Datasets.Suites import make
 from Datasets.Suites.Names import LABELLED
 from Environment import Environment
-from Hparams.Parts import check_parts, without_use
+from Hparams.Check import PASSES
+from Hparams.Parts import check_parts, recipes, without_use
 from Judges import judge_of
 from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, torch_threads
 
@@ -90,6 +91,9 @@ class Session:
         self.run_replay = RunReplay(args, run, safe(args.task_name), str(self.device))
         if args.load_path and not Checkpoint.weights_file(Path(args.load_path)).exists():
             raise ValueError(f'load_path={args.load_path}: no checkpoint there; give a run folder or its {Checkpoint.NEWEST}')
+        for where, recipe in recipes(args.recipes, 'recipes'):
+            if isinstance(recipe.get('path'), str) and Path(recipe['path']).resolve().is_relative_to(path.resolve()):
+                raise ValueError(f'{where}.path={recipe["path"]}: that is this run itself; give one of them another experiment=')
         self.folder = Folder(path, load=args.load, overwrite=args.overwrite, keep_replay=args.replay.load)
         self.path = self.folder.path
         self.learner_path = run / 'offline'  # where an offline learner of this run leaves its weights
@@ -149,7 +153,7 @@ class Session:
         if args.suite not in LABELLED:
             return
         samples = len(self.environment.suite.source)  # type: ignore[attr-defined]
-        for passes, steps in (('train_epochs', 'train_steps'), ('evaluate_per_epochs', 'evaluate_per_steps'), ('lr_decay_epochs', 'lr_decay_steps')):
+        for passes, steps in PASSES.items():
             if args[passes] is not None:
                 args[steps] = math.ceil(args[passes] * samples / args.batch_size) * (1 if steps == 'lr_decay_steps' else args.learn_per_steps or 1)
 

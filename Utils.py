@@ -198,11 +198,12 @@ class NonFinite(ArithmeticError):
         self.loss, self.value = loss, value
 
 
-def optimise(loss: Tensor, *blocks: Any, name: str = 'loss', grad_clip: float | None = None) -> None:
+def optimise(loss: Tensor, *blocks: Any, name: str = 'loss', grad_clip: float | None = None, schedule: bool = True) -> None:
     """One step of every block's optimiser on a scalar loss; the one place where gradients become weights.
 
     Args:
         blocks: Blocks.Block, equipped.
+        schedule: learning-rate schedules move on too; not where another step of the same update is to follow.
 
     Raises:
         NonFinite: the loss is not finite (checked on CPU, where reading it costs nothing; on an accelerator the run checks what it logs)."""
@@ -215,7 +216,7 @@ def optimise(loss: Tensor, *blocks: Any, name: str = 'loss', grad_clip: float | 
         nn.utils.clip_grad_norm_([p for block in blocks for group in block.optim.param_groups for p in group['params']], grad_clip)
     for block in blocks:
         block.optim.step()
-        if block.scheduler is not None:
+        if schedule and block.scheduler is not None:
             block.scheduler.step()
 
 

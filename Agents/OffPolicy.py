@@ -96,7 +96,7 @@ class OffPolicy(Agent):
     def update_supervised(self, obs: Tensor, label: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One step on the cross-entropy of the logits. → logits without gradient, metrics."""
         loss, logits = self.label_loss(obs, label)
-        optimise(loss, *self.classifier, name='supervised_loss', grad_clip=self.grad_clip)
+        optimise(loss, *self.classifier, name='supervised_loss', grad_clip=self.grad_clip, schedule=not self.RL)  # with RL, each block's second step counts
         return logits, {'supervised_loss': loss.detach()}
 
     def supervised_loss(self, obs: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import yaml
 import Checkpoint
 from Benchmarking.Table import read_table
 from Datasets.Suites.Names import LABELLED
-from Hparams.Compose import flatten
+from Hparams.Check import PASSES, flatten
 from Utils import Args
 
 # what a run makes in its folder; overwrite=true removes these and nothing else
@@ -165,7 +165,8 @@ class Folder:
         except (yaml.YAMLError, AttributeError, ValueError, OSError):
             return [f'{self.path / "config.yaml"} cannot be read: the settings of the run that was begun are not known']
         now = flatten(to_plain(args))
-        ignored = ('load', 'overwrite', 'train_steps', 'debug', 'logger', 'plotting', 'threads', 'env_threads', 'log_video', 'video')
+        ignored = ['load', 'overwrite', 'train_steps', 'debug', 'logger', 'plotting', 'threads', 'env_threads', 'log_video', 'video']
+        ignored += [steps for passes, steps in PASSES.items() if args.get(passes) is not None]  # which follow from them
         return [
             f'{key}: {before.get(key)} → {now.get(key)}'
             for key in sorted(before.keys() | now.keys())

@@ -37,12 +37,13 @@ class ImageScores:
     def __init__(self, shape: tuple[int, ...], images: int = 1000, classifier: str | None = None, metrics: str | list[str] | None = None,
                  device: torch.device | str = 'cpu') -> None:
         require(isinstance(images, int) and images >= 0, 'generation.images', images, '0 or more')
-        names = [metrics] if isinstance(metrics, str) else list(metrics or ())
+        names = list(metrics or ()) if metrics is None or isinstance(metrics, list) else [metrics]
         for name in names:
             require(name in NAMES, 'generation.metrics', name, 'fid, is, or [fid,is]')
         require(images >= 2 or not (names or classifier), 'generation.images', images, 'at least 2, as they are to be scored')
         self.images = images if names or classifier else 0
         self.classifier = None
+        require(classifier is None or isinstance(classifier, str), 'generation.classifier', classifier, 'the folder of a run')
         if classifier:
             self.classifier = saved_agent(Path(classifier), torch.device(device))
             require(not getattr(self.classifier, 'generate', False), 'generation.classifier', classifier, 'a run that classifies, this one generates')

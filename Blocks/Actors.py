@@ -139,23 +139,27 @@ class StochasticActor(Block):
     """Trunk and policy head of a policy with an entropy of its own: a TanhNormal over continuous actions, a Categorical over discrete ones.
 
     Args:
-        log_std: smallest and largest log standard deviation; a tanh maps the head's output between them."""
+        log_std: smallest and largest log standard deviation; a tanh maps the head's output between them.
+        image_shape: actions are images of this shape: the head draws their mean alone, and the deviation is the smallest."""
 
     def __init__(self, repr_shape: tuple[int, ...], action_spec: ActionSpec, recipe: Mapping[str, Any], *, trunk: str = 'Null', pi_head: str = 'MLP',
-                 trunk_dim: int = 50, log_std: tuple[float, float] = (-10.0, 2.0), **given: Any) -> None:
+                 trunk_dim: int = 50, log_std: tuple[float, float] = (-10.0, 2.0), image_shape: tuple[int, ...] | None = None, **given: Any) -> None:
         super().__init__()
-        self.discrete, self.log_std = action_spec.discrete, log_std
+        self.discrete, self.log_std, self.draws = action_spec.discrete, log_std, image_shape is not None
+        given = given | ({'image_shape': image_shape} if image_shape else {})
         self.trunk = build(recipe.get('trunk'), trunk, 'recipes.actor.trunk', input_shape=repr_shape, output_dim=trunk_dim, **given)
         self.pi_head = build(recipe.get('pi_head'), pi_head, 'recipes.actor.pi_head', input_shape=tuple(self.trunk.output_shape),
-                             output_dim=action_spec.num_actions or 2 * action_spec.size, **given)
+                             output_dim=action_spec.num_actions or (1 if self.draws else 2) * action_spec.size, **given)
 
     def forward(self, representation: Tensor) -> Any:
         """representation: (B, *repr_shape) → TanhNormal or Categorical, float32."""
         out = self.pi_head(self.trunk(representation)).float()
         if self.discrete:
             return Categorical(out)
-        mean, raw = out.chunk(2, -1)
         low, high = self.log_std
+        if self.draws:
+            return TanhNormal(out, torch.full_like(out, low))
+        mean, raw = out.chunk(2, -1)
         return TanhNormal(mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1))
 
 

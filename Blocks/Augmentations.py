@@ -4,6 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from Utils import require
+
 
 class Null(nn.Module):
     """No augmentation."""
@@ -28,6 +30,7 @@ class RandomShift(Null):
         super().__init__(input_shape)
         if len(input_shape) != 3:
             raise ValueError(f'Aug=RandomShift sees images (C, H, W), not {tuple(input_shape)}')
+        require(pad >= 0, 'recipes.aug.pad', pad, '0 or more')
         self.pad = pad
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -34,7 +34,7 @@ class Block(nn.Module):
         if chosen.get('_target_'):
             self.scheduler = build(chosen, '', f'{where}.scheduler', optimizer=self.optim)
         elif lr_decay_steps:
-            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optim, lr_decay_steps)
+            self.scheduler = CosineDecay(self.optim, lr_decay_steps)
         return self
 
     def load_optim(self, state: dict[str, Any]) -> None:
@@ -53,6 +53,14 @@ class Block(nn.Module):
         if scheduler is not None:
             self.scheduler = scheduler
         return twin
+
+
+class CosineDecay(torch.optim.lr_scheduler.CosineAnnealingLR):
+    """To 0 along a cosine, and no further: torch's own would climb again."""
+
+    def step(self, epoch: int | None = None) -> None:
+        if self.last_epoch < self.T_max:
+            super().step()
 
 
 def redraw(module: nn.Module, init: Callable[[nn.Module], None]) -> None:

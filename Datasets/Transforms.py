@@ -52,6 +52,8 @@ class Transforms:
         if name not in kinds:
             close = difflib.get_close_matches(name, kinds, n=3, cutoff=0.4) or ['RandomHorizontalFlip', 'RandomCrop']
             raise ValueError(f'{self.where}={name}: torchvision.transforms.v2 has no such transform; nearest: {", ".join(close)}')
+        if not (arguments is None or isinstance(arguments, Mapping)):
+            raise ValueError(f'{self.where}.{name}={arguments}: expected its arguments by name, "{{{name}:{{}}}}"')
         arguments = dict(arguments or {})
         needed = inspect.signature(kinds[name]).parameters
         if 'size' in needed and needed['size'].default is inspect.Parameter.empty and 'size' not in arguments:

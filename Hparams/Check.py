@@ -25,6 +25,7 @@ PATTERNS = ('plotting.plot_experiments', 'plotting.plot_agents', 'plotting.plot_
 CHOICES: dict[str, tuple[Any, ...]] = {'precision': ('fp32', 'bf16'), 'replay.store': ('auto', 'map', 'ram', 'device'),
                                        'replay.sampler': (None, 'uniform', 'epoch'), 'obs': (None, 'pixels', 'state'),
                                        'encoder': ('auto', 'pixel', 'nature', 'cnn', 'mlp', 'ofe', 'identity')}
+PASSES = {'train_epochs': 'train_steps', 'evaluate_per_epochs': 'evaluate_per_steps', 'lr_decay_epochs': 'lr_decay_steps'}  # over data, and what they come to
 FRACTIONS = ('lr', 'weight_decay', 'reward_clip', 'grad_clip', 'replay.wait')  # numbers whose default is whole or null
 FREE = ('replay.transform.', 'Dataset.', 'TestDataset.')  # arguments of what the user names
 COUNTS = ('frame_stack', 'action_repeat', 'image_size', 'evaluate_envs', 'plotting.steps', 'train_epochs', 'evaluate_per_epochs',

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from Datasets.Suites.Names import FIND, find_task, nearest
-from Hparams.Check import FOLDER, GROUPS, ConfigError, check, defaults, flatten, unknown_key
+from Hparams.Check import FOLDER, GROUPS, PASSES, ConfigError, check, defaults, flatten, unknown_key
 from Hparams.Registry import agents, find_agent, find_loss, register
 
 __all__ = ['ConfigError', 'compose_args', 'defaults', 'explain', 'flatten', 'help_text', 'key_of', 'losses_of', 'plain_args', 'quoted', 'swept', 'unbound']
@@ -38,7 +38,8 @@ FUNCTIONS = ('bool', 'choice', 'extend_list', 'float', 'glob', 'int', 'interval'
 CALL = re.compile(rf'\b(?!(?:{"|".join(FUNCTIONS)})\()[A-Za-z_]\w*\([^()]*\)')
 
 
-PASSES = {'train_steps': 'train_epochs', 'evaluate_per_steps': 'evaluate_per_epochs', 'lr_decay_steps': 'lr_decay_epochs'}
+BLOCKS = ('Aug', 'Eyes', 'pool', 'Pi_trunk', 'Q_trunk', 'Pi_head', 'Q_head', 'Generator', 'Discriminator')
+MODES = {'true': 'generate', 'yes': 'generate', 'on': 'generate', 'false': 'learn', 'no': 'learn', 'off': 'learn'}  # what generate=… chooses
 ALIASES = {'Dataset': 'Dataset._target_', 'TestDataset': 'TestDataset._target_', 'recipes.Aug': 'recipes.aug._target_', 'agent.log': 'agent_log'}
 
 
@@ -47,8 +48,12 @@ def spelled(override: str) -> str:
     key, equals, value = override.partition('=')
     if key in ALIASES and not value.startswith('{'):
         key = ALIASES[key]
+    if value == 'Null' and (key in BLOCKS or key.endswith('._target_')):  # Hydra would read it as null, the default
+        value = 'Blocks.Architectures.Null'
     if key in ('Aug', 'recipes.aug._target_') and value == 'Blocks.Architectures.Null':
         value = 'Blocks.Augmentations.Null'
+    if value == 'Utils.load':
+        value = 'load'
     return ('++' if key.startswith('recipes.') and key not in defaults() and key.count('.') > 1 else '') + key + equals + value
 
 
@@ -57,9 +62,11 @@ def quoted(overrides: Sequence[str]) -> list[str]:
     parts = [spelled(override).partition('=') for override in overrides]
     given = {key_of(override) for override in overrides}
     # a number of steps by hand wins over a preset's number of passes
-    parts += [(passes, '=', 'null') for steps, passes in PASSES.items() if steps in given and passes not in given]
-    if any(key == 'generate' and value.lower() in ('true', 'yes', 'on') for key, _, value in parts) and 'mode' not in given:
-        parts.append(('mode', '=', 'generate'))
+    parts += [(passes, '=', 'null') for passes, steps in PASSES.items() if steps in given and passes not in given]
+    modes = [value.lower().split(',') for key, _, value in parts if key == 'generate']
+    if modes and 'mode' not in given and all(word in MODES for word in modes[-1]):
+        parts = [part for part in parts if part[0] != 'generate']
+        parts.append(('mode', '=', ','.join(MODES[word] for word in modes[-1])))
     return [key + equals + (value if set(value) & set('\'"{}') else CALL.sub(r"'\g<0>'", value)) for key, equals, value in parts]
 
 
@@ -101,6 +108,8 @@ def plain_args(config: Any, hydra: Any, swept_losses: Collection[str] = ()) -> d
             del values['aux'][name]
     target = values['agent'].get('_target_') if isinstance(values.get('agent'), dict) else None
     values['agent_name'] = find_agent(str(target)) if target else ''
+    if values.get('generate') is True and not losses:
+        values['aux'] = {}  # a preset's: generators have no eyes to train
     others = [str(choices[group]) for group in ('explore', 'core') if choices.get(group, 'none') != 'none']
     values['plugs'] = [*(values['aux'] if isinstance(values.get('aux'), dict) else ()), *others]
     check(values)

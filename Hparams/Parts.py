@@ -14,6 +14,7 @@ from typing import Any
 from Agents.Agent import Agent
 from Blocks.Auxiliary import Auxiliary
 from Datasets.Suites import MODULES
+from Datasets.Suites.Names import LABELLED
 from Hparams.Check import defaults
 from Utils import Args, accepted, check_arguments, locate, refuse_unknown, schedule
 
@@ -72,6 +73,15 @@ def without_use(args: Args, agent: type[Agent], images: bool) -> Iterator[str]:
     for key in ('RL', 'supervise') if args.generate else ():
         if not args[key]:
             yield f'{key}=False makes no difference: generate=true learns from images alone'
+    for key in ('Eyes', 'pool', 'Aug') if args.generate else ():
+        if args[key] is not None:
+            yield f'{key}={args[key]} makes no difference: generators see noise alone (generate=true)'
+    for key in ('classifier', 'metrics') if not args.generate else ():
+        if args.generation[key]:
+            yield f'generation.{key}={args.generation[key]} makes no difference without generate=true'
+    for key in ('frame_stack', 'action_repeat', 'nstep', 'log_video') if args.suite in LABELLED else ():
+        if args[key] != (1 if key != 'log_video' else False):
+            yield f'{key}={args[key]} makes no difference: an episode on a data set is one step'
     if args.image_size is not None and not images:
         yield f'image_size={args.image_size} makes no difference: the task shows vectors'
 

@@ -134,7 +134,9 @@ def test_a_saved_part_is_another_runs_part(graft, data, agent):
     first = graft.run(*classify('RL=false'))
     file = first.path / Checkpoint.NEWEST
     second = classify('experiment=Second', f'Agent={agent}', 'Eyes=load', f'+recipes.encoder.eyes.path={file}', '+recipes.encoder.eyes.attr=encoder.eyes')
-    session = graft.session(*[line for line in second if 'out_channels' not in line])
+    itself = graft.main(*[line for line in second if 'out_channels' not in line and 'experiment' not in line and 'Agent' not in line], 'overwrite=true')
+    assert_one_line(itself, 'that is this run itself') if agent == 'DQN' else None
+    session = graft.session(*[line.replace('=encoder.eyes', '=encoder.Eyes') for line in second if 'out_channels' not in line])
     saved = {name.removeprefix('encoder.eyes.'): value for name, value in first.weights().items() if name.startswith('encoder.eyes.')}
     equal(session.agent.encoder.eyes.part.state_dict(), saved)
     assert all(p.requires_grad for p in session.agent.encoder.eyes.parameters())
@@ -183,8 +185,9 @@ def test_generation_from_a_stored_replay(graft):
 
 @pytest.mark.parametrize('options', [('Generator=DCGAN.Generator', 'Discriminator=DCGAN.Discriminator', '+recipes.actor.pi_head.out_channels=4',
                                       '+recipes.critic.q_head.out_channels=4')], ids=['dcgan'])
-def test_dcgan(graft, data, options):
-    left = graft.run(*classify('generate=true', *options))
+@pytest.mark.parametrize('agent', ['DQN', 'SAC', 'AuxiSAC'])
+def test_dcgan(graft, data, options, agent):
+    left = graft.run(*classify('generate=true', f'Agent={agent}', *options))
     assert any('pi_head' in name and value.dim() == 4 for name, value in left.weights().items()), 'convolutions draw'
 
 
@@ -263,6 +266,10 @@ def test_refused_before_anything_is_built(graft, no_env, command, message):
     (['aux=spr'], ('aux=spr: a data set has no sequences of observations',)),
     (['replay.transform={RandomCrop:{size:20}}'], ('replay.transform.RandomCrop: makes (1, 20, 20)',)),
     (['replay.transform={RandomHorizontalFlop:{}}'], ('replay.transform=RandomHorizontalFlop', 'nearest: RandomHorizontalFlip')),
+    (['replay.transform={RandomHorizontalFlip:0.5}'], ('replay.transform.RandomHorizontalFlip=0.5: expected its arguments by name',)),
+    (['+recipes.aug.pad=-3'], ('recipes.aug.pad=-3: expected 0 or more',)),
+    (['generate=true', 'generation.classifier=3'], ('generation.classifier=3: expected the folder of a run',)),
+    (['generate=true', 'generation.metrics=3'], ('generation.metrics=3: expected fid, is, or [fid,is]',)),
     (['Eyes=ResNet19'], ('ResNet18',)),
     (['Eyes=ViT', '+recipes.encoder.eyes.patch_size=5'], ('patch_size=5',)),
     (['Dataset=my_package.MyData'], ('my_package',)),
@@ -346,3 +353,33 @@ def test_an_agent_that_learns_from_its_own_rollouts_needs_to_play(graft, data):
     small = ('Agent=PPO', 'Eyes=CNN', 'offline=false', 'num_envs=4', 'agent.rollout_steps=8', 'train_steps=64', 'learn_per_steps=32', 'hidden_dim=8')
     left = graft.run(*classify(*small))
     assert left.rows('eval')[-1]['accuracy'] and 'approx_kl' in left.rows('train')[-1]
+
+
+@pytest.mark.parametrize('value', ['Null', 'Blocks.Architectures.Null'])
+def test_null_with_a_capital_is_the_part_of_that_name(graft, value):
+    """Hydra reads Null as null, which is the agent's own."""
+    values = graft.values(MNIST, f'pool={value}', f'Pi_trunk={value}', 'Aug=Null')
+    assert values['recipes']['encoder']['pool']['_target_'] == values['recipes']['actor']['trunk']['_target_'] == 'Blocks.Architectures.Null'
+    assert values['recipes']['aug']['_target_'] == 'Blocks.Augmentations.Null'
+    assert graft.values(MNIST, 'pool=null')['recipes']['encoder']['pool']['_target_'] is None
+
+
+def test_settings_without_effect_are_said(graft, data):
+    said = graft.main(*classify('RL=false', 'frame_stack=3', 'log_video=true', 'generation.metrics=fid'))
+    assert said.code == 0
+    for key in ('frame_stack=3', 'log_video=True', 'generation.metrics=fid'):
+        assert f'{key} makes no difference' in said.out
+    said = graft.main(*[line for line in classify('generate=true', 'Eyes=ResNet18', 'RL=false') if 'out_channels' not in line])
+    assert 'Eyes=ResNet18 makes no difference' in said.out and 'RL=False makes no difference' in said.out
+
+
+def test_generation_is_swept_beside_learning(graft, data):
+    said = graft.main('-m', *classify('generate=true,false', 'evaluate_per_steps=0'))
+    assert said.code == 0, said.err
+    assert {run.parent.parent.name for run in graft.home.glob('Benchmarking/Exp/*/classify/mnist_1')} == {'DQN', 'DQN+generate'}
+
+
+def test_a_resumed_run_does_not_tell_what_follows_from_passes(graft, data):
+    graft.run(*[line for line in classify('RL=false', 'train_epochs=1') if not line.startswith('train_steps')])
+    said = graft.main(*[line for line in classify('RL=false', 'train_epochs=2', 'load=true') if not line.startswith('train_steps')])
+    assert said.code == 0 and 'train_epochs: 1 → 2' in said.out and '_steps:' not in said.out

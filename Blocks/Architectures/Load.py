@@ -24,7 +24,7 @@ class Load(nn.Module):
         with torch.random.fork_rng():
             part: object = saved_agent(Path(path), torch.device('cpu'))
         for name in attr.split('.'):
-            part = getattr(part, name, None)
+            part = getattr(part, name, getattr(part, name.lower(), None))
         shape = getattr(part, 'output_shape', None)
         if not isinstance(part, nn.Module) or shape is None:
             raise ValueError(f'attr={attr}: the agent of {path} has no such part that tells its output_shape; try encoder.eyes')

@@ -293,6 +293,18 @@ class Probe(torch.nn.Module):
         return self.scale * x.flatten(1).mean(1, keepdim=True)
 
 
+@pytest.mark.parametrize('kind', AGENTS)
+@pytest.mark.parametrize('options', [{}, {'RL': False}, {'supervise': False}], ids=str)
+def test_the_learning_rate_falls_by_updates_and_stays_at_zero(kind, options):
+    """Also where an update takes two steps of the encoder."""
+    agent, batch = make(kind, lr_decay_steps=10, **options), labelled()
+    for update in range(14):
+        for block in agent.classifier:
+            expected = 0.5e-2 * (1 + math.cos(math.pi * min(update, 10) / 10))
+            assert block.optim.param_groups[0]['lr'] == pytest.approx(expected, abs=1e-9), update
+        agent.learn(Shown(batch))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason='no C++ compiler, or no headers of Python')
 def test_compiled_supervised_updates_are_the_eager_ones():
