@@ -58,6 +58,8 @@ def tiny(command):
         short = {'environment.max_frames': 40, 'environment.render_quality': 'fast'}
     elif given['task'].startswith('classify'):
         short = {}
+    elif 'PPO' in given.get('Agent', ''):
+        short = {'agent.rollout_steps': 2}
     else:
         short = {'environment.max_steps': 20}
     return kept + [f'{key}={value}' for key, value in (small | short).items() if key.lstrip('+') not in given or key in small]

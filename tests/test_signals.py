@@ -26,7 +26,7 @@ PLACES = {
     'learn_steps_after': ('gym/CartPole-v1', ('learn_steps_after=50',), Shot(3000, 'Session.learn', 401)),
     'end': ('gym/CartPole-v1', (), Shot(20, 'Session.finish')),
     'game': ('atari/breakout', ('train_steps=240', 'environment.sticky_actions=0.25', 'num_envs=2'), Shot(5, 'Session.advance', 70)),
-    'video': ('atari/pong', ('train_steps=60', 'log_video=true'), Shot(30, 'Session.video', 1)),
+    'video': ('atari/pong', ('train_steps=60', 'log_video=true'), Shot(30, 'Games.video', 1)),
 }
 
 
