@@ -54,6 +54,10 @@ CASES = {
         Shot(5, 'Workers.recv', 9)]),
     'control_spr': ('dmc/walker_walk', ('obs=state', 'Agent=SAC', 'aux=[spr,byol,barlow_twins]', 'normalise_obs=true', 'train_steps=240'), [
         Shot(9, 'Session.learn', 131)]),
+    'ppo': ('gym/Pendulum-v1', ('Agent=PPO', 'num_envs=4', 'train_steps=560', 'seed_steps=0', 'learn_per_steps=80', 'agent.rollout_steps=20',
+                                'agent.minibatches=4', 'environment.max_steps=30'), [
+        Shot(40, 'PPO.learn', 3),
+        Shot(9, 'Session.advance', 57)]),
     'random': ('gym/Pendulum-v1', ('Agent=Random', 'num_envs=3', 'train_steps=600'), [
         Shot(3, 'Session.save', 16)]),
 }
