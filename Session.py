@@ -19,6 +19,7 @@ from torch import Tensor
 import Checkpoint
 from Agents.Agent import Agent
 from Agents.Build import described, make_agent
+from Agents.Random import uniform_action
 from Benchmarking.Curves import NothingToPlot
 from Benchmarking.Folder import Folder, holds_run, own_folder, run_folder, safe
 from Benchmarking.Logger import Logger
@@ -32,7 +33,9 @@ from Environment import Environment
 from Hparams.Check import PASSES
 from Hparams.Parts import check_parts, recipes, without_use
 from Judges import judge_of
-from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, torch_threads
+from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, generator, torch_threads
+
+WARM_UP = 128  # steps of random play that are looked at together
 
 
 class Clock:
@@ -136,7 +139,8 @@ class Session:
         if state:
             self.restore(state)
         else:
-            for line in (*without_use(args, type(self.agent), self.environment.obs_spec.is_image), *map(str, self.agent.losses.values())):
+            plugs = [*self.agent.losses.values(), *([self.agent.bonus] if self.agent.bonus else [])]
+            for line in (*without_use(args, type(self.agent), self.environment.obs_spec.is_image), *map(str, plugs)):
                 self.logger.say(line)
             self.start()
         # train_steps was reached before this process began, by more than the last step of a run that was interrupted while it ended
@@ -169,6 +173,8 @@ class Session:
 
     def make_agent(self) -> Agent:
         agent = make_agent(self.args, self.environment.obs_spec, self.environment.action_spec, self.device)
+        if self.args.offline and agent.bonus:
+            raise ValueError(f'explore={agent.bonus.name}: a bonus is given for what is played, offline=true plays nothing; explore=none')
         if self.args.offline and agent.rollout_steps:
             raise ValueError(f'offline=true: {self.args.agent_name} learns from what it has just played alone; another agent, or offline=false')
         if self.labelled and agent.horizon:
@@ -185,11 +191,33 @@ class Session:
 
     def start(self) -> None:
         """A run that begins: first observations, a checkpoint to come back to."""
+        self.warm_up()
         if not self.args.offline:
             self.replay.begin(self.environment.start())
         if self.args.save:
             self.save()
         self.folder.write_config(self.args)
+
+    def warm_up(self) -> None:
+        """Random play before the run, in lanes of its own, from which a bonus for exploration takes its first statistics. It is not counted."""
+        bonus = self.agent.bonus
+        if bonus is None or not bonus.warmup_steps:
+            return
+        lanes = self.make_environment(self.args.num_envs, train=True)
+        try:
+            lanes.seed = derive_seed(self.args.seed, 'warm-up')
+            lanes.start()
+            random, shown = generator(self.args.seed, 'warm-up'), []
+            for step in range(1, bonus.warmup_steps + 1):
+                lanes.advance(uniform_action(lanes.action_spec, lanes.num_envs, random))
+                shown.append(lanes.observe().obs.to(self.device))
+                if len(shown) == WARM_UP or step == bonus.warmup_steps:
+                    bonus.warmed(torch.cat(shown))
+                    shown.clear()
+                if self.stopping:
+                    break
+        finally:
+            lanes.close()
 
     # --- the loop's turns
 
@@ -205,11 +233,14 @@ class Session:
             return self.learn()
         agent.step = self.step
         agent.mode(training=False)
-        action, extras, self.agent_state = agent.act(environment.observe().to(self.device), self.agent_state)
+        step = environment.observe().to(self.device)
+        action, extras, self.agent_state = agent.act(step, self.agent_state)
         environment.send(action)
         if agent.overlap:
             self.learn()
         rows = environment.receive()
+        if agent.bonus:
+            extras |= agent.bonuses(step.obs, action, environment.observe().to(self.device).obs)
         self.replay.add(**rows.columns(), **extras)
         self.step += environment.num_envs
         for episode in environment.pop_episodes():

@@ -17,6 +17,8 @@ from Blocks.Augmentations import Null
 from Blocks.Auxiliary import Auxiliary, Parts
 from Blocks.Block import Block
 from Blocks.Encoders import Encoder
+from Blocks.Exploration.Bonus import Bonus
+from Datasets.Layout import Extra
 from Datasets.Replay import Replay
 from Datasets.Specs import ActionSpec, ObsSpec
 from Environment import Step
@@ -36,12 +38,15 @@ class Agent(nn.Module):
         extras: columns that `act` adds to the replay, name → Datasets.Layout.Extra.
         rollout_steps: transitions of every lane that `learn` takes from the end of the replay; 0 where it draws.
         steps_per_learn: steps of an auxiliary loss for one `learn`.
+        bonus: what rewards exploration besides the environment, if anything.
+        intrinsic: the agent asks for the bonuses of its rollouts itself; else they come with the rewards that it reads from the replay.
         overlap: the agent may learn while the simulator works on its last action; on-policy agents say False."""
 
     obs_spec: ObsSpec
     action_spec: ActionSpec
     overlap = True
     rollout_steps = 0
+    intrinsic = False
     steps_per_learn = 1
     extras: dict[str, Any] = {}
 
@@ -53,6 +58,7 @@ class Agent(nn.Module):
         self.acting, self.learning = generator(seed, 'acting'), generator(seed, 'learning', device=self.device)
         self.evaluating = generator(seed, 'evaluating')  # begun anew by every evaluation
         self.seed, self.auxiliaries = seed, nn.ModuleDict()
+        self.bonus: Bonus | None = None
         self.parts_of_it: list[nn.Module] = []  # all modules, flat, once they are known
 
     def act(self, step: Step, state: Any = None, greedy: bool = False) -> tuple[Tensor, dict[str, Tensor], Any]:
@@ -94,6 +100,34 @@ class Agent(nn.Module):
                     raise ValueError(f'aux={recipe.get("_target_")}: expected a subclass of Blocks.Auxiliary.Auxiliary')
                 self.auxiliaries[name] = loss.to(self.device).start(**numbers)
 
+    def reward_exploration(self, bonuses: Mapping[str, Mapping[str, Any]], obs_spec: ObsSpec, action_spec: ActionSpec, num_envs: int, **numbers: Any) -> None:
+        """A bonus that is rewarded besides what the environment rewards.
+
+        Args:
+            bonuses: recipes by name: one, or none.
+            num_envs: lanes.
+            numbers: of the run: lr, batch_size and so on (see Bonus.start).
+
+        Raises:
+            ValueError: an unknown bonus or argument."""
+        for name, recipe in bonuses.items():
+            self.parts_of_it = []
+            with torch.random.fork_rng():
+                torch.manual_seed(derive_seed(self.seed, 'explore', name))
+                bonus = build(recipe, '', f'explore.{name}', parts=self.parts(obs_spec, action_spec), name=name, seed=self.seed, num_envs=num_envs)
+            if not isinstance(bonus, Bonus):
+                raise ValueError(f'explore={recipe.get("_target_")}: expected a subclass of Blocks.Exploration.Bonus')
+            self.bonus = bonus.to(self.device).start(**numbers)
+            if not self.intrinsic:
+                self.extras = self.extras | {'bonus': Extra(mutable=False)}
+
+    def bonuses(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> dict[str, Tensor]:
+        """The bonuses of rows that close, as a column for the replay; none where the agent asks for those of a rollout at once."""
+        if self.bonus is None or self.intrinsic:
+            return {}
+        with self.autocast():
+            return {'bonus': self.bonus.closed(obs, action, next_obs)}
+
     @property
     def losses(self) -> dict[str, Auxiliary]:
         """The auxiliary losses by name."""
@@ -107,7 +141,12 @@ class Agent(nn.Module):
     def improve(self, replay: Replay) -> dict[str, Tensor]:
         """`learn`, and a step of each auxiliary loss. → metrics of all."""
         self.mode(training=True)
+        added = None if self.intrinsic else self.bonus
+        if added is not None:
+            replay.bonus_scale = added.scale
         metrics = self.learn(replay)
+        if added is not None:
+            metrics |= added.learn_drawn(replay, self)
         for loss in self.losses.values():
             for _ in range(self.steps_per_learn):
                 metrics |= loss.learn(replay, self)
@@ -155,6 +194,7 @@ class Agent(nn.Module):
             'schedulers': {name: block.scheduler.state_dict() for name, block in blocks.items() if block.scheduler is not None},
             'generators': {name: value.get_state() for name, value in self.generators().items()},
             'auxiliaries': {name: loss.streams() for name, loss in self.losses.items()},
+            'bonus': self.bonus.streams() if self.bonus is not None else None,
             'step': self.step, 'update_count': self.update_count}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -167,9 +207,14 @@ class Agent(nn.Module):
         if differing := sorted(key for key in ours.keys() | saved.keys() if ours.get(key) != saved.get(key)):
             _, name, part, *_ = differing[0].split('.')
             raise ValueError(f'aux.{name} has another {part} than the saved one: resume with the options of aux.{name} that the run was begun with')
+        if (state.get('bonus') is None) != (self.bonus is None):
+            raise ValueError(f'the saved agent has {"no " if self.bonus else "a "}bonus for exploration, this one has {"one" if self.bonus else "none"}: '
+                             'resume with the explore= that the run was begun with')
         self.load_weights(state['weights'])
         for name, streams in state['auxiliaries'].items():
             self.losses[name].load_streams(streams)
+        if self.bonus is not None:
+            self.bonus.load_streams(state['bonus'])
         blocks = self.blocks()
         for kind, attribute in (('optims', 'optim'), ('schedulers', 'scheduler')):
             own = {name for name, block in blocks.items() if getattr(block, attribute, None) is not None}
@@ -184,10 +229,10 @@ class Agent(nn.Module):
         self.step, self.update_count = state['step'], state['update_count']
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Those of auxiliary losses are taken as far as both sides have them, in the same shape. Raises: ValueError: other parts or shapes."""
-        own = {name: value for name, value in self.state_dict().items() if name.startswith('auxiliaries.')}
-        given = {name: value for name, value in weights.items()
-                 if not name.startswith('auxiliaries.') or (name in own and own[name].shape == value.shape)}
+        """Those of plugs are taken as far as both sides have them, in the same shape. Raises: ValueError: other parts or shapes."""
+        plugs = ('auxiliaries.', 'bonus.')
+        own = {name: value for name, value in self.state_dict().items() if name.startswith(plugs)}
+        given = {name: value for name, value in weights.items() if not name.startswith(plugs) or (name in own and own[name].shape == value.shape)}
         try:
             self.load_state_dict(own | given, strict=True)
         except RuntimeError as error:

@@ -32,10 +32,12 @@ def make_agent(args: Args, obs_spec: ObsSpec, action_spec: ActionSpec, device: t
     if args.encoder == 'auto' and not obs_spec.is_image and any(loss.get('weight', 1) for loss in args.aux.values()):
         common['encoder'] = 'ofe'  # vectors need no encoder, an auxiliary loss does
     try:
-        agent = build(args.agent, '', 'agent', obs_spec=obs_spec, action_spec=action_spec, recipes=recipes, **common)
+        agent = build(args.agent, '', 'agent', obs_spec=obs_spec, action_spec=action_spec, recipes=recipes, intrinsic=bool(args.explore), **common)
         agent.obs_spec, agent.action_spec = obs_spec, action_spec
-        agent.attach(args.aux, obs_spec, action_spec, recipe=recipes['encoder'], eps=args.adam_eps, betas=(args.adam_beta, 0.999),
-                     **{key: args[key] for key in ('lr', 'batch_size', 'weight_decay', 'lr_decay_steps', 'grad_clip')})
+        numbers = {key: args[key] for key in ('lr', 'batch_size', 'weight_decay', 'lr_decay_steps', 'grad_clip')}
+        numbers |= {'eps': args.adam_eps, 'betas': (args.adam_beta, 0.999)}
+        agent.attach(args.aux, obs_spec, action_spec, recipe=recipes['encoder'], **numbers)
+        agent.reward_exploration(args.explore, obs_spec, action_spec, args.num_envs, **numbers)
         return agent
     except RuntimeError as error:  # torch has no class of its own for this
         if re.search('memory|overflow', str(error)):

@@ -2,6 +2,7 @@
 
 Rollouts of `rollout_steps` steps in every lane come from `replay.latest`; each is passed over `epochs` times in `minibatches` shuffled parts.
 An episode that is cut off by a time limit is worth what the critic says of its true final observation.
+A bonus for exploration has a value head and a discount of its own, and goes on through the ends of episodes (Burda et al. 2018, 1810.12894, §2.3).
 Presets: Hparams/Agent/Agents.PPO.yaml.
 """
 from __future__ import annotations
@@ -16,6 +17,7 @@ from Blocks.Actors import OpenActor
 from Blocks.Block import Block, init_orthogonal_relu, redraw, scale_last
 from Blocks.Critics import ValueCritic
 from Blocks.Encoders import Encoder, encoder_kind
+from Blocks.Exploration.Bonus import Seen
 from Blocks.Losses import advantages, clipped_surrogate, clipped_value_loss
 from Blocks.Normalisers import ReturnNormaliser
 from Datasets.Batch import Rollout
@@ -44,7 +46,9 @@ class PPO(Agent):
         normalise_return: divides rewards by the running deviation of their discounted return. discount: of that return.
         log_std: of the Gaussian at the start, for continuous actions.
         time_limit: 'bootstrap', or 'terminal': a time limit ends an episode like any other end.
-        eval_greedy: evaluation takes the likeliest action; else it samples."""
+        eval_greedy: evaluation takes the likeliest action; else it samples.
+        value_gain: of the orthogonal weights of the last layer of values.
+        intrinsic: there will be a bonus for exploration."""
 
     overlap = False
 
@@ -55,7 +59,8 @@ class PPO(Agent):
                  rollout_steps: int = 128, epochs: int = 4, minibatches: int = 4, gae_lambda: float = 0.95, clip: float | str = 0.1,
                  value_clip: float | None = 0.1, value_coef: float = 0.5, entropy_coef: float = 0.01, normalise_advantage: bool = True,
                  target_kl: float | None = None, anneal: float | str = 1.0, normalise_return: bool = False, discount: float = 0.99,
-                 log_std: float = 0.0, time_limit: Literal['bootstrap', 'terminal'] = 'bootstrap', eval_greedy: bool = True, **settings: Any) -> None:
+                 log_std: float = 0.0, time_limit: Literal['bootstrap', 'terminal'] = 'bootstrap', eval_greedy: bool = True,
+                 value_gain: float = 1.0, intrinsic: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
         for key, count in (('rollout_steps', rollout_steps), ('epochs', epochs), ('minibatches', minibatches)):
             require(count >= 1, f'agent.{key}', count, '1 or more')
@@ -74,7 +79,8 @@ class PPO(Agent):
         for step in (0, 10 ** 12):
             require(self.clip(step) >= 0, 'agent.clip', clip, '0 or more throughout')
             require(self.anneal(step) >= 0, 'agent.anneal', anneal, '0 or more throughout')
-        self.extras = {'log_prob': Extra(), 'value': Extra()} | ({} if self.discrete else {'drawn': Extra(action_spec.shape)})
+        self.intrinsic = intrinsic
+        self.extras = {'log_prob': Extra(), 'value': Extra((1 + intrinsic,))} | ({} if self.discrete else {'drawn': Extra(action_spec.shape)})
 
         kind = encoder_kind(encoder, obs_spec, images='nature', vectors='identity', hidden_dim=encoder_hidden_dim, layers=encoder_layers)
         if obs_spec.is_image:
@@ -88,12 +94,12 @@ class PPO(Agent):
         self.critic_encoder = None if shared else eyes()
         sizes: dict[str, Any] = {'hidden_dim': hidden_dim, 'depth': depth, 'activation': activation, 'layer_norm': layer_norm, 'trunk_dim': trunk_dim}
         self.actor = OpenActor(self.encoder.repr_shape, action_spec, recipes['actor'], log_std=log_std, **sizes)
-        self.critic = ValueCritic(self.encoder.repr_shape, recipes['critic'], **sizes)
+        self.critic = ValueCritic(self.encoder.repr_shape, recipes['critic'], values=1 + intrinsic, **sizes)
         self.return_normaliser = ReturnNormaliser(num_envs, discount) if normalise_return else None
         for block in self.learners:
             redraw(block, init_orthogonal_relu)
         scale_last(self.actor.pi_head, 0.01)
-        scale_last(self.critic.v_head, 1.0)
+        scale_last(self.critic.v_head, value_gain)
         self.to(self.device)
         optim: dict[str, Any] = {'lr': lr, 'weight_decay': weight_decay, 'betas': (adam_beta, 0.999), 'eps': adam_eps, 'lr_decay_steps': lr_decay_steps}
         for block, name in zip(self.learners, ('encoder', 'actor', 'critic', 'encoder'), strict=False):
@@ -122,7 +128,7 @@ class PPO(Agent):
         return action, {'log_prob': policy.log_prob(drawn), 'value': value} | ({} if self.discrete else {'drawn': drawn}), state
 
     def judge(self, obs: Tensor, value: bool = True) -> tuple[Any, Tensor]:
-        """→ policy, V(s) (B,) float32 (empty unless asked for)."""
+        """→ policy, values (B, heads) float32 (empty unless asked for)."""
         representation = self.encoder(obs)
         policy = self.actor(representation)
         if not value:
@@ -130,19 +136,25 @@ class PPO(Agent):
         return policy, self.critic(representation if self.critic_encoder is None else self.critic_encoder(obs))
 
     def value(self, obs: Tensor) -> Tensor:
-        """V(s), (B,) float32."""
+        """Values (B, heads) float32: of rewards, and of bonuses."""
         with self.autocast():
             return self.critic((self.critic_encoder or self.encoder)(obs))
 
     # --- learning
 
     def learn(self, replay: Replay) -> dict[str, Tensor]:
-        rollout = replay.latest(self.rollout_steps)
-        advantage, target = self.judged(rollout)
+        rollout = replay.latest(self.rollout_steps, obs=False)
+        indices = rollout.indices.flatten()
+        seen = self.seen(replay, rollout)
+        bonus: Tensor | None = None
+        told: dict[str, Tensor] = {}
+        if self.bonus is not None and seen is not None:
+            with self.autocast():
+                bonus, told = self.bonus.rolled(seen, self.num_envs)
+        advantage, target = self.judged(replay, rollout, bonus)
         columns = {'action': rollout.action if self.discrete else rollout.extras['drawn'], 'log_prob': rollout.extras['log_prob'],
                    'value': rollout.extras['value'], 'advantage': advantage, 'target': target}
         flat = {name: x.flatten(0, 1) for name, x in columns.items()}
-        obs = rollout.obs.flatten(0, 1)
         for block in self.learners:
             for group in block.optim.param_groups:
                 if block.scheduler is None:
@@ -151,30 +163,51 @@ class PPO(Agent):
         total: dict[str, Tensor] = {}
         count = 0
         for _ in range(self.epochs):
-            for part in torch.randperm(len(obs), generator=self.learning, device=self.device).chunk(self.minibatches):
-                loss, metrics = self.loss(self.aug(obs[part], self.learning), clip, **{name: x[part] for name, x in flat.items()})
+            for part in torch.randperm(len(indices), generator=self.learning, device=self.device).chunk(self.minibatches):
+                obs = replay.observations(indices[part.cpu()]).to(self.device)
+                loss, metrics = self.loss(self.aug(obs, self.learning), clip, **{name: x[part] for name, x in flat.items()})
                 optimise(loss, *self.learners, name='loss', grad_clip=self.grad_clip)
+                if self.bonus is not None and seen is not None:
+                    metrics = metrics | self.bonus.learn(seen[part], self)
                 total = {name: total.get(name, 0) + value for name, value in metrics.items()}
                 count += 1
                 self.update_count += 1
+            if self.bonus is not None:
+                self.bonus.follow()
             if self.target_kl is not None and metrics['approx_kl'] > self.target_kl:
                 break
-        residual = (target - flat['value'].view_as(target)).var()
-        return {name: value / count for name, value in total.items()} | {'explained_variance': 1 - residual / target.var()}
+        target, value = target[..., 0], rollout.extras['value'][..., 0]
+        return {name: value / count for name, value in total.items()} | told | {'explained_variance': 1 - (target - value).var() / target.var()}
 
     @torch.no_grad()
-    def judged(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """→ advantages and value targets of a rollout, (N, T) each."""
+    def seen(self, replay: Replay, rollout: Rollout) -> Seen | None:
+        """What the bonus, if there is one, looks at in a rollout, lane after lane."""
+        if self.bonus is None:
+            return None
+        positions = torch.cat([rollout.indices, torch.from_numpy(replay.open)[:, None]], 1)
+        with self.autocast():
+            shown = torch.cat([self.bonus.see(replay.observations(part).to(self.device)) for part in positions.flatten().split(1024)])
+        shown = shown.unflatten(0, positions.shape)
+        return Seen(shown[:, :-1].flatten(0, 1), rollout.action.flatten(0, 1), shown[:, 1:].flatten(0, 1))
+
+    @torch.no_grad()
+    def judged(self, replay: Replay, rollout: Rollout, bonus: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """→ advantages (N, T) and value targets (N, T, heads) of a rollout. bonus: (N, T), normalised."""
         reward, value, ended = rollout.reward, rollout.extras['value'], rollout.terminated | rollout.truncated
         if self.return_normaliser is not None:
             reward = self.return_normaliser.scaled(reward, ended)
         discount = rollout.discount.masked_fill(rollout.truncated, 0) if self.terminal_limit else rollout.discount
-        last = self.value(self.aug.evaluate(rollout.bootstrap_obs))
-        next_value = torch.cat([value[:, 1:], last[:, None]], 1)
+        last = self.value(self.aug.evaluate(replay.observations(replay.open).to(self.device)))
+        next_value = torch.cat([value[:, 1:], last[:, None]], 1)  # at the end of an episode, of what opens the next
+        true_next = next_value[..., 0].clone()
         if len(rollout.final_obs):
-            next_value.view(-1)[rollout.final_index] = self.value(self.aug.evaluate(rollout.final_obs))
-        advantage = advantages(reward, value, next_value, discount, ended, self.gae_lambda)
-        return advantage, advantage + value
+            true_next.view(-1)[rollout.final_index] = self.value(self.aug.evaluate(rollout.final_obs))[:, 0]
+        advantage = advantages(reward, value[..., 0], true_next, discount, ended, self.gae_lambda)
+        if self.bonus is None or bonus is None:
+            return advantage, (advantage + value[..., 0])[..., None]
+        never = torch.zeros_like(ended)
+        other = advantages(bonus, value[..., 1], next_value[..., 1], torch.full_like(bonus, self.bonus.discount), never, self.gae_lambda)
+        return self.bonus.extrinsic_weight * advantage + self.bonus.weight * other, torch.stack([advantage, other], -1) + value
 
     def minibatch_loss(self, obs: Tensor, clip: Tensor, action: Tensor, log_prob: Tensor, value: Tensor, advantage: Tensor,
                        target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -16,17 +16,18 @@ from Utils import build
 class ValueCritic(Block):
     """V of a state: trunk and head.
 
-    Args: as of Critic."""
+    Args: as of Critic, and
+        values: of rewards, and of what else has a value of its own."""
 
     def __init__(self, repr_shape: tuple[int, ...], recipe: Mapping[str, Any], *, trunk: str = 'Null', v_head: str = 'MLP', trunk_dim: int = 50,
-                 **given: Any) -> None:
+                 values: int = 1, **given: Any) -> None:
         super().__init__()
         self.trunk = build(recipe.get('trunk'), trunk, 'recipes.critic.trunk', input_shape=repr_shape, output_dim=trunk_dim, **given)
-        self.v_head = build(recipe.get('q_head'), v_head, 'recipes.critic.q_head', input_shape=tuple(self.trunk.output_shape), output_dim=1, **given)
+        self.v_head = build(recipe.get('q_head'), v_head, 'recipes.critic.q_head', input_shape=tuple(self.trunk.output_shape), output_dim=values, **given)
 
     def forward(self, representation: Tensor) -> Tensor:
-        """representation: (B, *repr_shape) → (B,) float32."""
-        return self.v_head(self.trunk(representation)).squeeze(-1).float()
+        """representation: (B, *repr_shape) → (B, values) float32."""
+        return self.v_head(self.trunk(representation)).float()
 
 
 class Critic(Block):

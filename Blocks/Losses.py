@@ -61,11 +61,13 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: Tensor) -> tup
 
 
 def clipped_value_loss(value: Tensor, before: Tensor, target: Tensor, clip: float | None) -> Tensor:
-    """½ mean square of value − target; with a clip, of the worse of value and value within ±clip of what it was `before` the update. All (B,)."""
+    """½ mean square of value − target; with a clip, of the worse of value and value within ±clip of what it was `before` the update.
+
+    All (B,), or (B, heads): the sum over heads."""
     loss = (value - target).square()
     if clip is not None:
         loss = torch.max(loss, (before + (value - before).clamp(-clip, clip) - target).square())
-    return 0.5 * loss.mean()
+    return 0.5 * loss.mean(0).sum()
 
 
 def label_reward(action: Tensor, label: Tensor) -> Tensor:

@@ -6,29 +6,48 @@ from torch import Tensor, nn
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of a stream, merged batch by batch without loss (Chan et al. 1979), in float64."""
+    """Mean and variance of a stream, merged batch by batch without loss (Chan et al. 1979), in float64.
+
+    Args:
+        count: samples that the first values, mean 0 and variance 1, stand for."""
 
     mean: Tensor
     var: Tensor
     count: Tensor
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+    def __init__(self, shape: tuple[int, ...] = (), count: float = 0.0) -> None:
         super().__init__()
         self.register_buffer('mean', torch.zeros(shape, dtype=torch.float64))
         self.register_buffer('var', torch.ones(shape, dtype=torch.float64))
-        self.register_buffer('count', torch.zeros((), dtype=torch.float64))
+        self.register_buffer('count', torch.tensor(count, dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """x: (B, *shape)."""
-        x = x.double()
-        n, mean, var = x.shape[0], x.mean(0), x.var(0, unbiased=False)
+        self.merge(*moments(x))
+
+    def merge(self, n: float | Tensor, mean: Tensor, var: Tensor) -> None:
+        """Takes in n samples by their mean and population variance."""
         total = self.count + n
         delta = mean - self.mean
         moment = self.var * self.count + var * n + delta ** 2 * self.count * n / total
         self.mean += delta * n / total
         self.var.copy_(moment / total)
         self.count.copy_(total)
+
+
+def moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Number, mean and population variance of x (B, *shape) over B, in float64. Bytes are summed as integers, which is exact and takes no copy in float64."""
+    n = x.shape[0]
+    if x.dtype != torch.uint8:
+        x = x.double()
+        return n, x.mean(0), x.var(0, unbiased=False)
+    total, squares = torch.zeros(2, *x.shape[1:], dtype=torch.int64, device=x.device)
+    for part in x.split(1024):  # squares of 1,024 bytes add up to less than 2³¹
+        part = part.int()
+        total += part.sum(0, dtype=torch.int32)
+        squares += part.square_().sum(0, dtype=torch.int32)
+    return n, total.double() / n, (n * squares - total.square()).double() / n ** 2
 
 
 class ObservationNormaliser(RunningMoments):

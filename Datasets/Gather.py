@@ -49,6 +49,7 @@ class Gather:
     open: np.ndarray  # its flat position
     kept: int  # buffers per shape
     last: Batch | None = None
+    bonus_scale = 0.0  # by which the column `bonus`, if there is one, is added to the rewards of `gather`
 
     def _nonempty(self) -> None:
         raise NotImplementedError
@@ -61,6 +62,8 @@ class Gather:
         data = self.storage.data
         self.meta, self.reward, self.time = (data[name].numpy() for name in ('meta', 'reward', 'time'))
         self.action, frames = data['action'], data['obs']
+        self.bonus = data['bonus'].numpy() if 'bonus' in data else None
+        self.beside = [name for name in self.extras if name != 'bonus']  # what lies with actions, not with rewards
         frames = frames.view(len(frames), -1)
         row_bytes = frames.shape[1] * frames.element_size()
         words = next(dtype for dtype in (torch.int64, torch.int32, torch.int16, torch.uint8) if row_bytes % dtype.itemsize == 0)
@@ -133,11 +136,11 @@ class Gather:
         else:
             code, rest = np.zeros(size, np.int32), np.arange(size)
         if nstep == 1:
-            reward = self._clipped(index)
+            reward = self._rewards(index)
         elif len(rest) == size:
             reward = np.empty(size, np.float32)
         else:
-            reward = self._clipped(index[:, None] + np.arange(nstep)) @ powers[:nstep]
+            reward = self._rewards(index[:, None] + np.arange(nstep)) @ powers[:nstep]
         discount = bootstrap.take(code & DEAD)
         cut, back = False, None
         steps = NONE
@@ -148,16 +151,21 @@ class Gather:
         elif len(rest):
             steps, alive, later = self._steps(index[rest], nstep)
             inside = np.arange(nstep) < steps[:, None]
-            reward[rest] = (self._clipped(later[:, :-1]) * inside) @ powers[:nstep]
+            reward[rest] = (self._rewards(later[:, :-1]) * inside) @ powers[:nstep]
             discount[rest] = powers[steps] * alive
             following[rest] = later[np.arange(len(rest)), steps]
             cut, back = not inside.all(), self.meta[index[rest]] >> AGE
         obs, next_obs, sequence = self._observations(index, following, nstep, horizon, rest, back, steps, cut)
         at = self._on(index)
-        extras = {name: self.storage.data[name].index_select(0, self._on(self._slots(name, index))) for name in self.extras}
+        extras = {name: self.storage.data[name].index_select(0, self._on(self._slots(name, index))) for name in self.beside}
         self.last = Batch(obs, self.action.index_select(0, at), self._on(reward), self._on(discount), next_obs, torch.from_numpy(index),
                           self._weight(size), extras.pop('label', None), sequence, extras)
         return self.last
+
+    def _rewards(self, positions: np.ndarray) -> np.ndarray:
+        """What the n-step return sums up: clipped rewards, and bonuses."""
+        reward = self._clipped(positions)
+        return reward if self.bonus is None or not self.bonus_scale else reward + np.float32(self.bonus_scale) * self.bonus.take(positions)
 
     def _clipped(self, positions: np.ndarray) -> np.ndarray:
         reward = self.reward.take(positions)
@@ -275,8 +283,16 @@ class Gather:
         fields = {**vars(self.last), **self.last.extras, **{f'sequence.{name}': value for name, value in sequence.items()}}
         return {name: x.clone() for name, x in fields.items() if isinstance(x, torch.Tensor)}
 
-    def latest(self, steps: int) -> Rollout:
+    def observations(self, indices: Any) -> torch.Tensor:
+        """The observations at `indices`, (B, *stacked), in memory that is used again after `buffers` calls for as many. `open`: what the lanes show now."""
+        index = numpy_of(indices)
+        return self._stacks(index, self.meta.take(index) >> AGE, 'observations')
+
+    def latest(self, steps: int, obs: bool = True) -> Rollout:
         """The newest `steps` transitions of every lane in time order; `steps` up to `window` are always kept.
+
+        Args:
+            obs: False leaves `obs` and `bootstrap_obs` empty, for who reads parts of them with `observations`.
 
         Raises:
             EmptyReplay: a lane holds fewer.
@@ -307,16 +323,18 @@ class Gather:
             return shaped(self._on((codes & bit) != 0))
 
         extras = {}
-        for name, extra in self.extras.items():
+        for name in self.beside:
+            extra = self.extras[name]
             slots = self._slots(name, index).reshape(self.num_envs, steps)
             if extra.every > 1:  # the same transitions begin an unroll in all lanes
                 slots = slots[:, np.flatnonzero(np.diff(slots[0], prepend=-1))]
             value = self.storage.data[name].index_select(0, self._on(np.ascontiguousarray(slots).reshape(-1)))
             extras[name] = value.view(self.num_envs, -1, *extra.shape)
-        return Rollout(shaped(self._stacks(index, codes >> AGE, 'latest')), shaped(self.action.index_select(0, self._on(index))),
-                       shaped(self._on(self._clipped(index))), flag(TERMINATED), flag(TRUNCATED), flag(FIRST),
+        nothing = torch.empty(0, *self.obs_spec.stacked_shape, dtype=self.obs_spec.dtype, device=self.device)
+        return Rollout(shaped(self._stacks(index, codes >> AGE, 'latest')) if obs else nothing, shaped(self.action.index_select(0, self._on(index))),
+                       shaped(self._on(self._rewards(index))), flag(TERMINATED), flag(TRUNCATED), flag(FIRST),
                        shaped(self._on(np.where(alive, np.float32(self.discount), np.float32(0)))),
-                       self._stacks(follow[newest], (codes[newest] >> AGE) + 1, 'bootstrap'),
+                       self._stacks(follow[newest], (codes[newest] >> AGE) + 1, 'bootstrap') if obs else nothing,
                        self._stacks(follow[cut], (codes[cut] >> AGE) + 1, 'final'), self._on(cut),
                        torch.from_numpy(index).view(self.num_envs, steps), extras)
 

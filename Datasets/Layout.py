@@ -118,6 +118,9 @@ def columns_of(obs_spec: ObsSpec, action_spec: ActionSpec, ring: Ring, extras: M
             raise ValueError(f'replay extra {name!r}: expected a name of its own, letters and digits')
         if extra.every < 1:
             raise ValueError(f'replay extra {name}: every={extra.every}, expected 1 or more')
+        if name == 'bonus':
+            columns.append(Column('bonus', (), torch.float32, rows, host=True, twice=True))  # is summed up as rewards are
+            continue
         length = rows if extra.every == 1 else ring.length // extra.every + 2
         columns.append(Column(name, tuple(extra.shape), extra.dtype, length, extra.every, mutable=extra.mutable))
     return columns

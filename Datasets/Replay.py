@@ -161,6 +161,8 @@ class Replay(Draw):
                 raise ValueError(f'final_lanes={final_lanes.tolist()}: only lanes {ended.nonzero()[0].tolist()} ended')
 
         self._put(self.reward, at, reward, twins)
+        if self.bonus is not None:
+            self._put(self.bonus, at, columns.pop('bonus').cpu().numpy(), twins)
         if np.count_nonzero(ended):
             self._put(self.meta, at, self.meta[at] + (terminated * np.int32(TERMINATED) + truncated * np.int32(TRUNCATED)), twins)
         self._payload('action', at, action)

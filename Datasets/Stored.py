@@ -82,6 +82,7 @@ def copy(source: Replay, target: Replay) -> int:
     """Adds the newest transitions of one replay to another that has other sizes, as many as may have room. The source stays as it is.
 
     With another number of lanes, the source's lanes are laid end to end and cut anew; at a cut an episode counts as truncated.
+    Bonuses that the source does not have are 0.
 
     Args:
         source: opened to read.
@@ -92,7 +93,7 @@ def copy(source: Replay, target: Replay) -> int:
 
     Raises:
         ValueError: the source lacks a column that the target has."""
-    missing = [name for name in target.extras if name not in source.extras or target.extras[name].every > 1]
+    missing = [name for name in target.extras if (name not in source.extras and name != 'bonus') or target.extras[name].every > 1]
     if missing:
         raise ValueError(f'replay.load=true: {source.path} lacks the columns {", ".join(missing)} of this agent')
     lanes = [transitions(source, lane) for lane in range(source.num_envs)]
@@ -114,7 +115,7 @@ def copy(source: Replay, target: Replay) -> int:
         truncated |= cut
         ended = terminated | truncated
         final_lanes = np.flatnonzero(ended & (final >= 0))
-        extras = {name: take(columns[name], at[step]) for name in target.extras}
+        extras = {name: take(columns[name], at[step]) if name in columns else np.zeros(target.num_envs, np.float32) for name in target.extras}
         target.add(take(columns['action'], at[step]), source.reward[at[step]], terminated, truncated, take(frames, opens), ended,
                    final_lanes, take(frames, final[final_lanes]), **extras)
     return length * target.num_envs

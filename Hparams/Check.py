@@ -60,6 +60,8 @@ def check(values: dict[str, Any]) -> None:
     check_identity(values)
     check_obs(values)
     check_labels(values)
+    if len(values['explore']) > 1:
+        raise ConfigError(f'explore={",".join(values["explore"])}: expected one bonus for exploration')
     check_patterns(flatten(values))
     if values['evaluate_envs'] is None:
         values['evaluate_envs'] = max(n for n in range(1, 9) if values['evaluate_episodes'] % n == 0)
@@ -78,7 +80,7 @@ def check(values: dict[str, Any]) -> None:
 def check_keys(values: dict[str, Any]) -> None:
     """Refuses keys that nothing reads (`+` lets any through), sections that are not sections, and gaps that `~` left. Raises: ConfigError."""
     known = defaults()
-    sections = {key.rpartition('.')[0] for key in known if '.' in key} | {'recipes', 'agent', 'environment', 'aux'}
+    sections = {key.rpartition('.')[0] for key in known if '.' in key} | {'recipes', 'agent', 'environment', 'aux', 'explore'}
     parts = {key.rpartition('.')[0] for key in known if key.startswith('recipes.')}
     for key, value in flatten(values).items():
         if key in sections and not isinstance(value, dict):
@@ -92,7 +94,8 @@ def check_keys(values: dict[str, Any]) -> None:
             raise ConfigError(unknown_key(key))
     flat = flatten(values)
     for key in known:
-        if key not in flat and not key.startswith(('recipes.', 'agent', 'environment', 'aux')) and not any(given.startswith(f'{key}.') for given in flat):
+        optional = key.startswith(('recipes.', 'agent', 'environment', 'aux', 'explore'))
+        if key not in flat and not optional and not any(given.startswith(f'{key}.') for given in flat):
             raise ConfigError(f'{key} was taken out: give it a value instead of ~{key}')
     if not isinstance(values.get('agent'), dict) or not values['agent'].get('_target_'):
         raise ConfigError('agent._target_ was taken out: choose the agent with Agent=…')
@@ -102,11 +105,11 @@ def unknown_key(key: str, suite: str = '', agent: str = '') -> str:
     """The line for a key that does not exist; suite and agent: whose options are among the nearest."""
     known = [k for k in defaults() if not k.startswith('recipes')] + list(GROUPS)
     known += file_keys(f'task/{suite}', 'environment') + file_keys(f'Agent/{agent}', 'agent')
-    if key.startswith('aux.'):
-        group = '.'.join(key.split('.')[:2])
-        known += [f'{group}.{name}' for file in ('plug/aux', 'plug/a2', group.replace('.', '/')) for name in file_names(file)]
+    if key.startswith(('aux.', 'explore.')):
+        kind, group = key.partition('.')[0], '.'.join(key.split('.')[:2])
+        known += [f'{group}.{name}' for file in (f'plug/{kind}', *(['plug/a2'] if kind == 'aux' else []), group.replace('.', '/')) for name in file_names(file)]
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or difflib.get_close_matches(key.split('.')[-1], known, n=3, cutoff=0.5)
-    if key.startswith(('agent.', 'environment.', 'recipes.', 'aux.')):
+    if key.startswith(('agent.', 'environment.', 'recipes.', 'aux.', 'explore.')):
         return f'{key}: not among the defaults' + (f'; nearest: {", ".join(close)}' if close else '') + f'; an argument of the constructor is given as +{key}=…'
     return f'{key}: no such key; nearest: {", ".join(close) or "see python Run.py --help"} (Hparams/args.yaml)'
 

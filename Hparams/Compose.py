@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from Datasets.Suites.Names import FIND, find_task, nearest
 from Hparams.Check import FOLDER, GROUPS, PASSES, ConfigError, check, defaults, flatten, unknown_key
-from Hparams.Registry import agents, find_agent, find_loss, register
+from Hparams.Registry import PLUGS, agents, find_agent, find_plug, register
 
 __all__ = ['ConfigError', 'compose_args', 'defaults', 'explain', 'flatten', 'help_text', 'key_of', 'losses_of', 'plain_args', 'quoted', 'swept', 'unbound']
 
@@ -82,7 +82,7 @@ def swept(overrides: list[str]) -> set[str]:
 
 def unbound(overrides: list[str]) -> list[str]:
     """Hydra first composes a sweep without what is swept: a key of the swept task or agent must not be refused there. Each run checks its own."""
-    return [f'++{one}' if one.startswith(('agent.', 'environment.', 'aux.')) else one for one in overrides]
+    return [f'++{one}' if one.startswith(('agent.', 'environment.', 'aux.', 'explore.')) else one for one in overrides]
 
 
 def losses_of(overrides: Sequence[str]) -> list[str]:
@@ -110,8 +110,8 @@ def plain_args(config: Any, hydra: Any, swept_losses: Collection[str] = ()) -> d
     values['agent_name'] = find_agent(str(target)) if target else ''
     if values.get('generate') is True and not losses:
         values['aux'] = {}  # a preset's: generators have no eyes to train
-    others = [str(choices[group]) for group in ('explore', 'core') if choices.get(group, 'none') != 'none']
-    values['plugs'] = [*(values['aux'] if isinstance(values.get('aux'), dict) else ()), *others]
+    core = str(choices.get('core', 'none'))
+    values['plugs'] = [name for group in PLUGS if isinstance(values.get(group), dict) for name in values[group]] + ([core] if core != 'none' else [])
     check(values)
     return values
 
@@ -159,8 +159,8 @@ def unknown_choice(group: str, name: str, options: Sequence[str]) -> str:
             find_task(name)
         if group == 'Agent':
             find_agent(name)
-        if group == 'aux' and '.' in name:
-            find_loss(name)
+        if group in PLUGS and '.' in name:
+            find_plug(group, name)
     except ValueError as error:
         return str(error)
     options = options or sorted(file.stem for file in (FOLDER / group).glob('*.yaml'))
@@ -171,8 +171,8 @@ def unknown_choice(group: str, name: str, options: Sequence[str]) -> str:
 def help_text() -> str:
     shipped = ', '.join(agents())
 
-    def losses() -> list[str]:
-        return sorted(file.stem for file in (FOLDER / 'aux').glob('*.yaml') if file.stem != 'none')
+    def names(group: str) -> str:
+        return ', '.join(sorted(file.stem for file in (FOLDER / group).glob('*.yaml') if file.stem != 'none'))
     return f"""Graft: any agent, any auxiliary loss, any exploration bonus, any memory, from the command line.
 
   python Run.py [key=value …]        bare: Agent=Agents.DQN task=atari/pong
@@ -188,7 +188,8 @@ flags     train_steps=N seed=N num_envs=N          how long, which seed, how man
           evaluate_per_steps=N evaluate_episodes=N log_video=true
           save_per_steps=N replay.save=true offline=true
           precision=bf16 compile=true device=cuda
-          aux=NAME aux=[NAME,NAME] aux.NAME.KEY=…  auxiliary losses, on any agent: {', '.join(losses())}; your own: aux=my_package.MyLoss
+          aux=NAME aux=[NAME,NAME] aux.NAME.KEY=…  auxiliary losses, on any agent: {names('aux')}; your own: aux=my_package.MyLoss
+          explore=NAME explore.NAME.KEY=…          a bonus for what is new, on any agent: {names('explore')}; your own: explore=my_package.MyBonus
           encoder=auto|pixel|nature|mlp|ofe|identity
           Eyes=NAME Aug=NAME agent.KEY=… +agent.KEY=… environment.KEY=…
           all of them with their meaning: Hparams/args.yaml

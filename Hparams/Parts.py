@@ -13,6 +13,7 @@ from typing import Any
 
 from Agents.Agent import Agent
 from Blocks.Auxiliary import Auxiliary
+from Blocks.Exploration import Bonus
 from Datasets.Suites import MODULES
 from Datasets.Suites.Names import LABELLED
 from Hparams.Check import defaults
@@ -31,17 +32,9 @@ def check_parts(args: Args) -> None:
         raise ValueError(f'Agent={args.agent["_target_"]}: expected a subclass of Agents.Agent.Agent')
     refuse_unknown(args.agent, target, 'agent')
     check_types(args.agent, target, 'agent')
-    for name, recipe in args.aux.items():
-        if not (isinstance(recipe, dict) and recipe.get('_target_')):
-            raise ValueError(f'aux.{name}: no loss of that name was chosen; write aux={name}, or aux=[…,{name}]')
-        loss = locate(str(recipe['_target_']), f'aux.{name}')
-        if not (inspect.isclass(loss) and issubclass(loss, Auxiliary)):
-            raise ValueError(f'aux.{name}: expected a subclass of Blocks.Auxiliary.Auxiliary (aux.{name}._target_)')
-        if lacking := {'parts', 'name', 'seed', 'weight'} - accepted(loss)[0]:
-            raise ValueError(f'aux.{name}: {loss.__name__} does not take {", ".join(sorted(lacking))}; its constructor must take **settings and hand them on '
-                             'to super().__init__')
-        refuse_unknown(recipe, loss, f'aux.{name}', hide=('parts', 'name', 'seed'))
-        check_types(recipe, loss, f'aux.{name}')
+    for group, base in (('aux', Auxiliary), ('explore', Bonus)):
+        for name, recipe in args[group].items():
+            check_plug(group, name, recipe, base)
     for where, recipe in recipes(args.recipes, 'recipes'):
         check_arguments(recipe, where)
         check_types(recipe, locate(recipe['_target_'], where), where)
@@ -54,6 +47,21 @@ def check_parts(args: Args) -> None:
             raise ValueError(f'environment.{option}: task={args.suite}/… has no such option; nearest: {", ".join(close)}')
     for function in (module.make, suite):
         check_types(args.environment, function, 'environment', optional=True)
+
+
+def check_plug(group: str, name: str, recipe: Any, base: type) -> None:
+    where = f'{group}.{name}'
+    if not (isinstance(recipe, dict) and recipe.get('_target_')):
+        many = f', or {group}=[…,{name}]' if group == 'aux' else ''
+        raise ValueError(f'{where}: no {"loss" if group == "aux" else "bonus"} of that name was chosen; write {group}={name}{many}')
+    plug = locate(str(recipe['_target_']), where)
+    if not (inspect.isclass(plug) and issubclass(plug, base)):
+        raise ValueError(f'{where}: expected a subclass of {base.__module__.rpartition(".")[0]}.{base.__name__} ({where}._target_)')
+    if lacking := {'parts', 'name', 'seed', 'weight'} - accepted(plug)[0]:
+        raise ValueError(f'{where}: {plug.__name__} does not take {", ".join(sorted(lacking))}; its constructor must take **settings and hand them on '
+                         'to super().__init__')
+    refuse_unknown(recipe, plug, where, hide=('parts', 'name', 'seed', 'num_envs', 'total_envs'))
+    check_types(recipe, plug, where)
 
 
 # what agents take from the top level and nothing else reads

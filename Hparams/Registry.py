@@ -21,6 +21,7 @@ from Datasets.Suites.Names import FIND, find_task, nearest
 FOLDER = Path(__file__).parent
 
 
+PLUGS = ('aux', 'explore')  # groups whose parts may be a user's own, by dotted path
 SHARED = ('__init__', 'Agent', 'Build', 'OffPolicy')  # files of Agents/ that are no agent
 
 
@@ -46,11 +47,11 @@ def find_agent(name: str) -> str:
     raise ValueError(f'Agent={name}: no such agent; nearest: {", ".join(nearest(name, agents()) or agents())}')
 
 
-def find_loss(name: str) -> str:
-    """What `aux=package.Class` is called on the command line and in metrics: its class. Raises: ValueError: there is no such module."""
+def find_plug(group: str, name: str) -> str:
+    """What `aux=package.Class` (or explore=) is called on the command line and in metrics: its class. Raises: ValueError: there is no such module."""
     module, _, stem = name.rpartition('.')
     if not importable(module):
-        raise ValueError(f'aux={name}: no module {module!r} in this folder or on PYTHONPATH')
+        raise ValueError(f'{group}={name}: no module {module!r} in this folder or on PYTHONPATH')
     return stem
 
 
@@ -72,7 +73,7 @@ class GraftSource(ConfigSource):
         return True
 
     def is_group(self, config_path: str) -> bool:
-        return config_path in ('', 'task', 'Agent', 'aux') or (config_path.startswith('task/') and config_path[5:] in FIND)
+        return config_path in ('', 'task', 'Agent', *PLUGS) or (config_path.startswith('task/') and config_path[5:] in FIND)
 
     def is_config(self, config_path: str) -> bool:
         try:
@@ -100,9 +101,9 @@ class GraftSource(ConfigSource):
             if (FOLDER / 'Agent' / f'{agent}.yaml').exists():
                 return {'defaults': [f'/Agent/{agent}@_global_', '_self_']} if agent != name else None
             return {'agent': {'_target_': agent}}
-        if group == 'aux' and '.' in name:
-            common: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / 'plug' / 'aux.yaml'))
-            return {'aux': {find_loss(name): {'_target_': name, 'horizon': None} | common}}
+        if group in PLUGS and '.' in name:
+            common: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / 'plug' / f'{group}.yaml'))
+            return {group: {find_plug(group, name): {'_target_': name} | ({'horizon': None} if group == 'aux' else {}) | common}}
         if group == 'paper' and name.count('/') >= 3:
             mode, agent, task = name.split('/', 2)
             agent, (suite, task) = find_agent(agent), find_task(task)

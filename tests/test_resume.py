@@ -58,6 +58,14 @@ CASES = {
                                 'agent.minibatches=4', 'environment.max_steps=30'), [
         Shot(40, 'PPO.learn', 3),
         Shot(9, 'Session.advance', 57)]),
+    'rnd': ('gym/CartPole-v1', ('Agent=RND', 'num_envs=4', 'train_steps=560', 'seed_steps=0', 'learn_per_steps=80', 'agent.rollout_steps=20', 'aux=byol',
+                                'aux.byol.batch_size=32', 'explore.rnd.warmup_steps=150', 'explore.rnd.update_proportion=0.5', 'normalise_obs=false'), [
+        Shot(2, 'Session.warm_up'),
+        Shot(60, 'PPO.learn', 3),
+        Shot(9, 'Session.advance', 57)]),
+    'explored': ('gym/Pendulum-v1', ('Agent=SAC', 'num_envs=2', 'explore=rnd', 'explore.rnd.warmup_steps=0', 'train_steps=240', 'replay.capacity=60'), [
+        Shot(9, 'Agent.bonuses', 31),
+        Shot(20, 'Bonus.learn_drawn', 40)]),
     'random': ('gym/Pendulum-v1', ('Agent=Random', 'num_envs=3', 'train_steps=600'), [
         Shot(3, 'Session.save', 16)]),
 }

@@ -31,17 +31,26 @@ class NatureCNN(ImageModule):
 
     Args:
         output_dim: ends in a vector: mean over positions, linear.
+        last_kernel: of the third convolution.
         width: multiplies the channels.
         layer_norm: normalise over channels and space after every convolution."""
 
     redrawn = True
 
-    def __init__(self, input_shape: tuple[int, ...], output_dim: int | None = None, width: float = 1.0, layer_norm: bool = False) -> None:
+    def __init__(self, input_shape: tuple[int, ...], output_dim: int | None = None, width: float = 1.0, layer_norm: bool = False,
+                 last_kernel: int = 3) -> None:
         super().__init__(input_shape)
         layers: list[nn.Module] = []
         channels = self.input_shape[0]
-        for out, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+        for out, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, last_kernel, 1)):
             out = int(out * width)
             layers += [nn.Conv2d(channels, out, kernel, stride), *([nn.GroupNorm(1, out)] if layer_norm else []), nn.ReLU(inplace=True)]
             channels = out
         self.finish(nn.Sequential(*layers), output_dim)
+
+
+class RNDCNN(NatureCNN):
+    """NatureCNN whose third kernel is 4×4: the policy's eyes in Burda et al. 2018 (1810.12894); 84×84 → (64, 6, 6)."""
+
+    def __init__(self, input_shape: tuple[int, ...], output_dim: int | None = None) -> None:
+        super().__init__(input_shape, output_dim, last_kernel=4)

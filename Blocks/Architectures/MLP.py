@@ -107,6 +107,33 @@ class LinearReLU(nn.Module):
         return torch.relu(self.linear(x.flatten(1)))
 
 
+class TwoLinearReLU(LinearReLU):
+    """A layer of `first` before it: 256 and 448 wide between eyes and heads in Burda et al. 2018 (1810.12894)."""
+
+    def __init__(self, input_shape: tuple[int, ...], output_dim: int = 448, first: int = 256) -> None:
+        super().__init__((first,), output_dim)
+        self.first = Linear(math.prod(input_shape), first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.relu(self.first(x.flatten(1))))
+
+
+class ResidualReLU(nn.Module):
+    """x + ReLU(W x), W drawn small (orthogonal, gain 0.1): what policy and values of 1810.12894 each put on the features they share. (B, D) → (B, D)."""
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        width = math.prod(input_shape)
+        self.linear = Linear(width, width)
+        nn.init.orthogonal_(self.linear.weight, 0.1)
+        nn.init.zeros_(self.linear.bias)
+        self.output_shape = (width,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return x + torch.relu(self.linear(x))
+
+
 class SquareNorm(LinearNorm):
     """LinearNorm that keeps the width."""
 

@@ -88,13 +88,13 @@ def test_a_time_limit_is_worth_its_true_final_observation(time_limit, shared):
     agent = make(time_limit=time_limit, shared=shared, encoder='mlp', gae_lambda=0.7)
     replay = rolled(agent, VECTOR, DISCRETE, ends=[(4, 1, True), (6, 2, False), (9, 0, False)])
     rollout = replay.latest(10)
-    advantage, target = agent.judged(rollout)
-    value = rollout.extras['value']
+    advantage, target = agent.judged(replay, rollout)
+    value = rollout.extras['value'][..., 0]
     torch.testing.assert_close(value, agent.value(rollout.obs.flatten(0, 1)).view(3, 10).detach())
-    follow = torch.cat([value[:, 1:], agent.value(rollout.bootstrap_obs).detach()[:, None]], 1)
+    follow = torch.cat([value[:, 1:], agent.value(rollout.bootstrap_obs).detach()], 1)
     shown = observations(33, VECTOR, 7).unflatten(0, (11, 3))
     for time, lane in ((6, 2), (9, 0)):
-        follow[lane, time] = agent.value(shown[time + 1, lane][None] + 1).detach()  # what `rolled` showed at the end
+        follow[lane, time] = agent.value(shown[time + 1, lane][None] + 1).detach()[0, 0]  # what `rolled` showed at the end
     discount = torch.full((3, 10), 0.9)
     discount[1, 4] = 0
     if time_limit == 'terminal':
@@ -102,7 +102,7 @@ def test_a_time_limit_is_worth_its_true_final_observation(time_limit, shared):
     ended = rollout.terminated | rollout.truncated
     expected = brute(rollout.reward.double(), value.double(), follow.double(), discount, ended, 0.7)
     torch.testing.assert_close(advantage.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(target, advantage + value)
+    torch.testing.assert_close(target[..., 0], advantage + value)
 
 
 # --- losses
@@ -139,7 +139,7 @@ def test_before_the_first_step_the_ratio_is_one(obs, action):
     agent = make(obs, action, epochs=1, minibatches=1, normalise_advantage=False, lr=0.0)
     replay = rolled(agent, obs, action)
     rollout = replay.latest(10)
-    advantage, _ = agent.judged(rollout)
+    advantage, _ = agent.judged(replay, rollout)
     metrics = agent.learn(replay)
     assert metrics['approx_kl'].item() == pytest.approx(0, abs=1e-6) and metrics['clip_fraction'] == 0
     assert metrics['policy_loss'].item() == pytest.approx(-advantage.mean().item(), abs=1e-5)
@@ -153,7 +153,7 @@ def test_a_learn_against_a_float64_reimplementation(action):
     agent = make(VECTOR, action, **options)
     replay = rolled(agent, VECTOR, action, ends=[(4, 1, True)])
     rollout = replay.latest(10)
-    advantage, target = (x.double().flatten() for x in agent.judged(rollout))
+    advantage, target = (x.double().flatten() for x in agent.judged(replay, rollout))
     twin = make(VECTOR, action, **options).double()
     obs, old = rollout.obs.flatten(0, 1).double(), rollout.extras['log_prob'].flatten().double()
     value = rollout.extras['value'].flatten().double()
