@@ -400,6 +400,22 @@ class ActionLog:
         self.rows, self.begin, self.end = rows, self.begin - oldest, len(kept)
 
 
+def dealt(states: Sequence[dict[str, Any]], lanes: Sequence[int]) -> dict[str, Any]:
+    """The state of some lanes, from those of environments that together had them. Raises: ValueError: their simulators' states are not by lanes."""
+    home = {lane: (state, i) for state in states for i, lane in enumerate(state['lanes'])}
+    chosen = [home[lane] for lane in lanes]
+    made: dict[str, Any] = {'task': states[0]['task'], 'lanes': list(lanes), 'seed': states[0]['seed'],
+                            'steps': sum(state['steps'] for state in states) * len(lanes) // len(home)}
+    made |= {name: torch.stack([state[name][i] for state, i in chosen]) for name in LANE_STATE}
+    made |= {name: [state[name][i] for state, i in chosen] for name in ('actions', 'before')}
+    made['finished'] = [episode for state in states for episode in state['finished'] if episode['lane'] in lanes]
+    if 'suite' in states[0]:
+        if not isinstance(states[0]['suite'], list):
+            raise ValueError(f"{made['task']}: the state of its simulator is not one of each lane: resume with as many processes as it was saved with")
+        made['suite'] = [state['suite'][i] for state, i in chosen]
+    return made
+
+
 def episode_seed(seed: int, lane: int, episode: int) -> int:
     """31 bits that depend on the run's seed, the lane's global index and the episode's number, and on nothing else."""
     return int(np.random.SeedSequence(int(seed), spawn_key=(int(lane), int(episode))).generate_state(1)[0] >> 1)

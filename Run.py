@@ -27,18 +27,19 @@ def train(session: Session) -> float | None:
 
     Returns:
         The mean score of the last evaluation."""
-    while not (session.finished or session.stopping):
+    while not (session.finished or session.told_to_stop(now=False)):
         if session.clocks['evaluate'].due(session.step):
             session.evaluate()
-        if session.stopping:
-            break
+            if session.told_to_stop():
+                break
         session.advance()
         session.records()
 
-    if not session.stopping:  # a resumed run must act before it learns from its last step, as one that was never stopped
+    if not session.told_to_stop():  # a resumed run must act before it learns from its last step, as one that was never stopped
         session.learn(after=True)  # what the last steps ask for, and learn_steps_after
-    if not session.stopping:
+    if not session.told_to_stop():
         session.evaluate()
+        session.told_to_stop()
     session.finish()
     return session.score
 

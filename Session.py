@@ -17,24 +17,27 @@ import torch
 from torch import Tensor
 
 import Checkpoint
+import Parallel
 from Agents.Agent import Agent
 from Agents.Build import described, make_agent
 from Agents.Random import uniform_action
 from Benchmarking.Curves import NothingToPlot
-from Benchmarking.Folder import Folder, holds_run, own_folder, run_folder, safe
+from Benchmarking.Folder import Folder, Guest, holds_run, own_folder, run_folder, safe
 from Benchmarking.Logger import Logger
 from Benchmarking.Plot import plot
+from Benchmarking.Recorder import Recorder
 from Datasets.Replay import Replay
 from Datasets.RunReplay import RunReplay, anew
 from Datasets.Samples import Samples
 from Datasets.Suites import make
 from Datasets.Suites.Names import LABELLED
-from Environment import Environment
+from Environment import Environment, dealt
 from Hparams.Check import PASSES
 from Hparams.Parts import check_parts, recipes, without_use
 from Judges import judge_of
 from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, generator, torch_threads
 
+AGREE = 16  # turns of the loop after which processes ask one another whether to stop
 WARM_UP = 128  # steps of random play that are looked at together
 
 
@@ -68,7 +71,9 @@ class Session:
 
     def __init__(self, values: dict[str, Any], overrides: str = '', sweep: bool = False) -> None:
         self.args = args = Args(values)
-        self.device = choose_device(args.device)
+        self.device = choose_device(Parallel.start(args.device))
+        self.lanes = Parallel.lanes(args.num_envs)  # of this process
+        self.turns, self.agreed = 0, False  # of the loop; that it ends here
         if args.deterministic != torch.are_deterministic_algorithms_enabled():  # the call alone imports half of torch's compiler
             torch.use_deterministic_algorithms(args.deterministic)
         if args.deterministic:
@@ -97,14 +102,20 @@ class Session:
         for where, recipe in recipes(args.recipes, 'recipes'):
             if isinstance(recipe.get('path'), str) and Path(recipe['path']).resolve().is_relative_to(path.resolve()):
                 raise ValueError(f'{where}.path={recipe["path"]}: that is this run itself; give one of them another experiment=')
-        self.folder = Folder(path, load=args.load, overwrite=args.overwrite, keep_replay=args.replay.load)
+        with Parallel.main_first():
+            if Parallel.is_main():
+                self.folder = Folder(path, load=args.load, overwrite=args.overwrite, keep_replay=args.replay.load)
+        resumed = Parallel.everywhere(Parallel.is_main() and self.folder.resumed)
+        if not Parallel.is_main():
+            self.folder = Guest(path, resumed)
         self.path = self.folder.path
         self.learner_path = run / 'offline'  # where an offline learner of this run leaves its weights
         self.only_evaluates = self.folder.resumed and args.train_steps == 0  # the run stays as it is
         try:
-            state = self.read_checkpoint() if self.folder.resumed else None
+            with Parallel.main_first():
+                state = self.read_checkpoint() if self.folder.resumed else None
             with Checkpoint.blamed_on(self.path, state):
-                self.set_up(state)
+                self.set_up(state and self.of_this_process(state))
         except BaseException:
             self.folder.abandon()
             self.close()
@@ -113,14 +124,16 @@ class Session:
     def set_up(self, state: dict[str, Any] | None) -> None:
         """All that a user may have got wrong comes before the folder is claimed, and so before anything is written or made room for."""
         args = self.args
-        self.environment = self.make_environment(args.num_envs, train=True)
+        self.environment = self.make_environment(len(self.lanes), train=True)
         self.in_passes()
-        self.judge = judge_of(args)(args, self.path, self.environment, lambda: self.make_environment(args.evaluate_envs, train=False),
-                                    lambda: self.stopping, lambda line: self.logger.say(line))
+        if Parallel.is_main():
+            self.judge = judge_of(args)(args, self.path, self.environment, lambda: self.make_environment(args.evaluate_envs, train=False),
+                                        lambda: self.stopping, lambda line: self.logger.say(line))
         torch.set_num_threads(torch_threads(args, self.environment.obs_spec.is_image))
         self.agent = self.make_agent()
         if state:
             self.agent.load_state(state['agent'])
+            self.load_own(state)
         elif args.load_path:
             self.load_weights(Checkpoint.weights_file(Path(args.load_path)))
         if args.offline and not self.only_evaluates:
@@ -128,10 +141,9 @@ class Session:
         elif not self.only_evaluates:
             self.run_replay.check(self.environment.obs_spec, self.environment.action_spec, self.agent, state)
 
-        self.folder.claim()
-        resume_step = (1 << 62 if self.only_evaluates else state['step']) if state else None
-        self.logger = Logger(self.path, tensorboard=args.logger.tensorboard, progress=args.logger.progress, resume_step=resume_step,
-                             total_steps=args.train_steps, title=f'{args.agent_name.removeprefix("Agents.")} {args.suite}/{args.task_name}')
+        with Parallel.main_first():
+            self.folder.claim()
+            self.logger = self.make_logger(state)
         self.clocks = {'evaluate': Clock(args.evaluate_per_steps, at_start=True), 'log': Clock(args.log_per_steps), 'plot': Clock(args.plot_per_steps),
                        'save': Clock(args.save_per_steps), 'load': Clock(args.load_per_steps)}
         if not (args.offline or self.only_evaluates):
@@ -169,7 +181,17 @@ class Session:
             suite = make(args.suite, args.task_name, num_envs=num_envs, train=train, num_threads=env_threads(args), **args.environment)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        return Environment(suite, seed=derive_seed(args.seed, 'environment' if train else 'evaluation'))
+        lanes = self.lanes if train else None
+        return Environment(suite, seed=derive_seed(args.seed, 'environment' if train else 'evaluation'), lanes=lanes)
+
+    def make_logger(self, state: dict[str, Any] | None) -> Recorder:
+        """Of the first process one that writes, of the others one that remembers what they tell the first."""
+        args = self.args
+        if not Parallel.is_main():
+            return Recorder()
+        resume_step = (1 << 62 if self.only_evaluates else state['step']) if state else None
+        return Logger(self.path, tensorboard=args.logger.tensorboard, progress=args.logger.progress, resume_step=resume_step,
+                      total_steps=args.train_steps, title=f'{args.agent_name.removeprefix("Agents.")} {args.suite}/{args.task_name}')
 
     def make_agent(self) -> Agent:
         agent = make_agent(self.args, self.environment.obs_spec, self.environment.action_spec, self.device)
@@ -183,7 +205,9 @@ class Session:
         return agent
 
     def open_replay(self, state: dict[str, Any] | None) -> Replay:
-        say = print if self.args.offline else self.logger.say  # an offline run opens its replay before it may write anything
+        say: Any = self.logger.say
+        if self.args.offline:  # opens its replay before it may write anything
+            say = print if Parallel.is_main() else lambda line: None
         if self.labelled:
             suite: Any = self.environment.suite
             return suite.samples(seed=derive_seed(self.args.seed, 'replay'), transform=self.args.replay.transform, device=self.device)
@@ -203,19 +227,19 @@ class Session:
         bonus = self.agent.bonus
         if bonus is None or not bonus.warmup_steps:
             return
-        lanes = self.make_environment(self.args.num_envs, train=True)
+        lanes = self.make_environment(len(self.lanes), train=True)
         try:
             lanes.seed = derive_seed(self.args.seed, 'warm-up')
             lanes.start()
-            random, shown = generator(self.args.seed, 'warm-up'), []
+            random, shown = generator(self.args.seed, 'warm-up', Parallel.rank), []
             for step in range(1, bonus.warmup_steps + 1):
                 lanes.advance(uniform_action(lanes.action_spec, lanes.num_envs, random))
                 shown.append(lanes.observe().obs.to(self.device))
                 if len(shown) == WARM_UP or step == bonus.warmup_steps:
                     bonus.warmed(torch.cat(shown))
                     shown.clear()
-                if self.stopping:
-                    break
+                    if Parallel.any_of(self.stopping):
+                        break
         finally:
             lanes.close()
 
@@ -242,7 +266,7 @@ class Session:
         if agent.bonus:
             extras |= agent.bonuses(step.obs, action, environment.observe().to(self.device).obs)
         self.replay.add(**rows.columns(), **extras)
-        self.step += environment.num_envs
+        self.step += self.args.num_envs
         for episode in environment.pop_episodes():
             self.episodes += 1
             self.logger.record('train', {'reward': episode.score, 'episode_length': episode.length})
@@ -269,7 +293,7 @@ class Session:
         try:
             return self.agent.improve(self.replay)
         except NonFinite as error:
-            file = self.path / 'nonfinite.pt'
+            file = self.path / ('nonfinite.pt' if Parallel.is_main() else f'nonfinite-{Parallel.rank}.pt')
             Checkpoint.write(file, {'agent': self.agent.state(), 'batch': self.replay.last_batch(), 'step': self.step, 'loss': error.loss})
             raise NonFinite(error.loss, error.value, f' at step {self.step}, update {self.agent.update_count}; agent and batch are in {file}, '
                             f'the last checkpoint is intact') from None
@@ -288,7 +312,7 @@ class Session:
         step, clocks = self.step, self.clocks
         self.logger.tick(step, step * self.environment.action_repeat, self.agent.update_count)
         if not self.last_row_waits and clocks['log'].due(step):
-            self.logger.dump('train', **self.counters())
+            self.write_row()
         if clocks['load'].due(step):
             self.reload_weights()
         # an offline run without an update since its last checkpoint has nothing new to save
@@ -298,9 +322,31 @@ class Session:
         if clocks['plot'].due(step):
             self.plot()
 
+    def pool_records(self) -> None:
+        """What all processes recorded since the last row comes to the first."""
+        if Parallel.world_size == 1:
+            return
+        mine = None if Parallel.is_main() else {'train': self.logger.take('train'), 'episodes': self.episodes}
+        for other in filter(None, Parallel.gather(mine) or ()):
+            self.logger.merge('train', other['train'])
+            self.episodes += other['episodes']
+        if not Parallel.is_main():
+            self.episodes = 0
+
+    def write_row(self) -> None:
+        self.pool_records()
+        if isinstance(self.logger, Logger):
+            self.logger.dump('train', **self.counters())
+
     def evaluate(self) -> None:
-        """What the run's judge says of the agent now; training notices nothing."""
+        """What the run's judge says of the agent now; training notices nothing. The first process judges, the others wait where they need it next."""
         self.clocks['evaluate'].last = self.step
+        if Parallel.is_main():
+            with Parallel.alone():
+                self.judged()
+
+    def judged(self) -> None:
+        assert isinstance(self.logger, Logger)
         with self.logger.evaluating():
             metrics = self.judge(self.agent, getattr(self, 'replay', None), self.step, derive_seed(self.args.seed, 'evaluate', self.step))
         if metrics is None:  # interrupted: done again on resume
@@ -311,6 +357,8 @@ class Session:
 
     def plot(self) -> None:
         options = self.args.plotting
+        if not Parallel.is_main():
+            return
         if options.plot:
             self.judge.report(self.step)
         experiment = safe(self.args.experiment)
@@ -330,28 +378,68 @@ class Session:
         if not all(torch.isfinite(p).all() for p in weights):
             raise NonFinite('weights', float('nan'), f' at step {self.step}; the last checkpoint is intact')
         kept = self.replay.checkpoints
-        try:
-            Checkpoint.save(self.path, {
-                'step': self.step, 'learn_calls': self.learn_calls, 'learn_calls_owed': max(0, self.learn_calls_due() - self.learn_calls),
-                'episodes': self.episodes, 'score': self.score,
-                'seed_steps': self.seed_steps, 'complete': self.complete, 'replay_kept': self.replay_kept or self.args.replay.save,
-                'agent': self.agent.state(), 'agent_state': self.agent_state, 'environment': None if self.args.offline else self.environment.state_dict(),
-                'replay': self.replay.state_dict(), 'logger': self.logger.state_dict(), 'clocks': {name: clock.last for name, clock in self.clocks.items()},
-                'torch': torch.get_rng_state(), 'graft_version': VERSION,
-                'specs': {'obs': described(self.environment.obs_spec), 'action': described(self.environment.action_spec)}})
+        self.pool_records()
+        processes = Parallel.gather(self.own_state())
+        error: OSError | None = None
+        if processes is not None:
+            assert isinstance(self.logger, Logger)
+            error = next((one for one in processes if isinstance(one, OSError)), None)
+            try:
+                if error is None:
+                    Checkpoint.save(self.path, {
+                        'step': self.step, 'learn_calls': self.learn_calls, 'learn_calls_owed': max(0, self.learn_calls_due() - self.learn_calls),
+                        'episodes': self.episodes, 'score': self.score,
+                        'seed_steps': self.seed_steps, 'complete': self.complete, 'replay_kept': self.replay_kept or self.args.replay.save,
+                        'agent': self.agent.state(), 'processes': processes, 'logger': self.logger.state_dict(),
+                        'clocks': {name: clock.last for name, clock in self.clocks.items()}, 'graft_version': VERSION,
+                        'specs': {'obs': described(self.environment.obs_spec), 'action': described(self.environment.action_spec)}})
+            except OSError as failed:
+                error = failed
+        error = Parallel.everywhere(error)
+        if error is None:
             self.saved_update = self.agent.update_count
-        except OSError as error:
+        else:
             self.replay.checkpoints = kept
             self.logger.say(f'checkpoint of step {self.step} not written: {error}; the last good one is intact')
-            if self.finished or self.stopping or self.replay.slack_used_up:  # to go on would write over rows that the last good one needs
-                raise
+            if self.finished or Parallel.any_of(self.stopping or self.replay.slack_used_up):  # to go on would write over rows that the last good one needs
+                raise error
+
+    def own_state(self) -> dict[str, Any] | OSError:
+        """What this process has for itself; the error, if its replay could not be written."""
+        try:
+            return {'agent': self.agent.own_state(), 'agent_state': self.agent_state, 'torch': torch.get_rng_state(),
+                    'environment': None if self.args.offline else self.environment.state_dict(), 'replay': self.replay.state_dict()}
+        except OSError as error:
+            return error
+
+    def of_this_process(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The checkpoint with what this process had at its top. Where there were others, lanes are dealt anew, and replays and streams begin anew."""
+        processes = state.pop('processes', None)
+        if processes is None:  # of a version that knew one process alone
+            return state | {'own': None}
+        if len(processes) == Parallel.world_size:
+            own = processes[Parallel.rank]
+            return state | {key: value for key, value in own.items() if key != 'agent'} | {'own': own['agent']}
+        made: dict[str, Any] = {'agent_state': None, 'torch': torch.get_rng_state(), 'environment': None, 'own': None, 'discarded': processes}
+        if processes[0]['environment'] is not None:
+            made['environment'] = dealt([process['environment'] for process in processes], self.lanes)
+        made['statistics'] = {name: torch.cat([process['agent']['lanes'][name] for process in processes])[self.lanes.start:self.lanes.stop]
+                              for name in processes[0]['agent']['lanes']}
+        return state | made
+
+    def load_own(self, state: dict[str, Any]) -> None:
+        if state['own'] is not None:
+            self.agent.load_own_state(state['own'])
+        elif 'statistics' in state:
+            self.agent.load_lanes(state['statistics'])
+            self.agent.reseed()
 
     def read_checkpoint(self) -> dict[str, Any]:
         state, complaints = Checkpoint.load(self.path, 'cpu')
-        for complaint in complaints:
+        for complaint in complaints if Parallel.is_main() else ():
             print(f'{complaint}; going on from the one before, step {state["step"]}', flush=True)
             Checkpoint.set_aside(self.path)
-        for change in self.folder.changed(self.args):
+        for change in self.folder.changed(self.args) if Parallel.is_main() else ():
             print(f'resuming with another setting, {change}', flush=True)
         return state
 
@@ -367,23 +455,29 @@ class Session:
         if not self.args.offline:
             self.environment.load_state_dict(state['environment'])
         if self.args.offline:
-            if self.replay.continues(state['replay']):
+            if 'replay' in state and self.replay.continues(state['replay']):
                 self.replay.load_state_dict(state['replay'])
             else:
                 self.logger.say(f'{self.run_replay.path} is another replay than before: its passes begin anew')
         elif self.replay_anew:
-            self.replay.made_before(state['replay'])
+            if 'replay' in state:
+                self.replay.made_before(state['replay'])
             self.replay.begin(self.environment.frames)
             if not self.finished:  # a trained agent must not learn from the first few rows alone
                 self.seed_steps, self.learn_calls = self.step + self.args.seed_steps, 0
         else:
             self.replay.load_state_dict(state['replay'], verify=False)
-        self.logger.load_state_dict(state['logger'])
+        if isinstance(self.logger, Logger):
+            self.logger.load_state_dict(state['logger'])
+        else:
+            self.episodes = 0
         for name, last in state['clocks'].items():
             self.clocks[name].last = last
         torch.set_rng_state(state['torch'])
         if self.replay_anew and not self.finished and self.args.save:
             self.save()  # one that the new rows belong to
+            if Parallel.is_main():
+                self.run_replay.forget(state.get('discarded', ()))
 
     def load_weights(self, file: Path) -> None:
         state = Checkpoint.read(file, self.device)
@@ -409,13 +503,26 @@ class Session:
 
     @property
     def stopping(self) -> bool:
+        """Whether this process was asked to stop."""
         return self.stop_signal is not None
+
+    def told_to_stop(self, now: bool = True) -> bool:
+        """Whether any process was. All ask at the same turns of the loop: now, or every so many turns."""
+        self.turns += 1
+        if Parallel.world_size == 1:
+            return self.stopping
+        if (now or self.turns % AGREE == 0) and Parallel.any_of(self.stopping):
+            self.stop_signal = self.stop_signal or signal.SIGTERM
+            self.agreed = True
+        return self.agreed
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Ends the run at the next turn of the loop, saved and plotted; asked twice, at once."""
-        if self.stopping:
+        if self.stopping and Parallel.world_size == 1:  # torchrun hands on what its processes have heard already
             raise KeyboardInterrupt
-        self.stop_signal = number
+        first, self.stop_signal = not self.stopping, number
+        if not (first and Parallel.is_main()):
+            return
         # straight to the system: the signal may have come in the middle of a print, which cannot be entered twice
         with contextlib.suppress(OSError):
             os.write(2, f'\n{signal.Signals(number).name}: saving and plotting; once more to leave at once\n'.encode())
@@ -426,7 +533,7 @@ class Session:
             return
         self.complete = self.finished and not self.stopping
         if (self.complete or not self.last_row_waits) and self.clocks['log'].due(self.step, final=self.complete):
-            self.logger.dump('train', **self.counters())
+            self.write_row()
         kept = self.args.replay.save or self.replay_kept
         if self.args.save:
             self.save()

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import Parallel
+
 
 class Args(dict[str, Any]):
     """Plain nested configuration with attribute access: what is left of Hydra below Run.py."""
@@ -212,8 +214,10 @@ def optimise(loss: Tensor, *blocks: Any, name: str = 'loss', grad_clip: float | 
     for block in blocks:
         block.optim.zero_grad(set_to_none=True)
     loss.backward()
+    parameters = [p for block in blocks for group in block.optim.param_groups for p in group['params']] if grad_clip or Parallel.world_size > 1 else []
+    Parallel.average_gradients(parameters)
     if grad_clip:
-        nn.utils.clip_grad_norm_([p for block in blocks for group in block.optim.param_groups for p in group['params']], grad_clip)
+        nn.utils.clip_grad_norm_(parameters, grad_clip)
     for block in blocks:
         block.optim.step()
         if schedule and block.scheduler is not None:
@@ -258,9 +262,9 @@ def torch_threads(args: Args, images: bool) -> int:
     """Convolutions take every free core, small vectors one: two threads would wait for each other longer than they work."""
     if args.threads != 'auto':
         return int(args.threads)
-    return int(os.environ.get('OMP_NUM_THREADS') or (free_cores() if images else 1))
+    return int(os.environ.get('OMP_NUM_THREADS') or (max(1, free_cores() // Parallel.here()) if images else 1))
 
 
 def env_threads(args: Args) -> int:
     """Threads of a native vector env: no more than lanes or cores."""
-    return min(free_cores(), args.num_envs) if args.env_threads == 'auto' else args.env_threads
+    return max(1, min(free_cores() // Parallel.here(), args.num_envs)) if args.env_threads == 'auto' else args.env_threads

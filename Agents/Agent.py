@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import Parallel
 from Blocks.Augmentations import Null
 from Blocks.Auxiliary import Auxiliary, Parts
 from Blocks.Block import Block
 from Blocks.Encoders import Encoder
 from Blocks.Exploration.Bonus import Bonus
+from Blocks.Normalisers import LANE_BUFFERS
 from Datasets.Layout import Extra
 from Datasets.Replay import Replay
 from Datasets.Specs import ActionSpec, ObsSpec
@@ -105,7 +107,7 @@ class Agent(nn.Module):
 
         Args:
             bonuses: recipes by name: one, or none.
-            num_envs: lanes.
+            num_envs: lanes of this process.
             numbers: of the run: lr, batch_size and so on (see Bonus.start).
 
         Raises:
@@ -114,7 +116,8 @@ class Agent(nn.Module):
             self.parts_of_it = []
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(self.seed, 'explore', name))
-                bonus = build(recipe, '', f'explore.{name}', parts=self.parts(obs_spec, action_spec), name=name, seed=self.seed, num_envs=num_envs)
+                bonus = build(recipe, '', f'explore.{name}', parts=self.parts(obs_spec, action_spec), name=name, seed=self.seed, num_envs=num_envs,
+                              total_envs=num_envs * Parallel.world_size)
             if not isinstance(bonus, Bonus):
                 raise ValueError(f'explore={recipe.get("_target_")}: expected a subclass of Blocks.Exploration.Bonus')
             self.bonus = bonus.to(self.device).start(**numbers)
@@ -192,10 +195,37 @@ class Agent(nn.Module):
             'weights': self.state_dict(),
             'optims': {name: block.optim.state_dict() for name, block in blocks.items() if hasattr(block, 'optim')},
             'schedulers': {name: block.scheduler.state_dict() for name, block in blocks.items() if block.scheduler is not None},
-            'generators': {name: value.get_state() for name, value in self.generators().items()},
-            'auxiliaries': {name: loss.streams() for name, loss in self.losses.items()},
-            'bonus': self.bonus.streams() if self.bonus is not None else None,
+            **self.own_state(),
             'step': self.step, 'update_count': self.update_count}
+
+    def own_state(self) -> dict[str, Any]:
+        """Of several processes of a run, what this one has for itself: random streams, and statistics of its lanes."""
+        return {'generators': {name: value.get_state() for name, value in self.generators().items()},
+                'auxiliaries': {name: loss.streams() for name, loss in self.losses.items()},
+                'bonus': self.bonus.streams() if self.bonus is not None else None,
+                'lanes': {name: value for name, value in self.state_dict().items() if name.rpartition('.')[2] in LANE_BUFFERS}}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `own_state`."""
+        for name, random_state in state['generators'].items():
+            getattr(self, name).set_state(random_state)
+        for name, streams in state['auxiliaries'].items():
+            self.losses[name].load_streams(streams)
+        if self.bonus is not None:
+            self.bonus.load_streams(state['bonus'])
+        self.load_lanes(state['lanes'])
+
+    def reseed(self) -> None:
+        """Random streams that no earlier session had, where it was of other processes: they depend on how far the run has come."""
+        seed = derive_seed(self.seed, 'resumed', self.step, self.update_count)
+        for name, value in self.generators().items():
+            value.manual_seed(derive_seed(seed, name))
+
+    def load_lanes(self, lanes: Mapping[str, Tensor]) -> None:
+        """Statistics of lanes, (lanes, …) each, by name."""
+        own = self.state_dict()
+        for name, value in lanes.items():
+            own[name].copy_(value)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`; strict. Learning rates and the like stay those this agent was built with, unless a schedule moves them.
@@ -231,8 +261,10 @@ class Agent(nn.Module):
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Those of plugs are taken as far as both sides have them, in the same shape. Raises: ValueError: other parts or shapes."""
         plugs = ('auxiliaries.', 'bonus.')
-        own = {name: value for name, value in self.state_dict().items() if name.startswith(plugs)}
-        given = {name: value for name, value in weights.items() if not name.startswith(plugs) or (name in own and own[name].shape == value.shape)}
+        def optional(name: str) -> bool:  # statistics of lanes begin anew where there are others
+            return name.startswith(plugs) or name.rpartition('.')[2] in LANE_BUFFERS
+        own = {name: value for name, value in self.state_dict().items() if optional(name)}
+        given = {name: value for name, value in weights.items() if not optional(name) or (name in own and own[name].shape == value.shape)}
         try:
             self.load_state_dict(own | given, strict=True)
         except RuntimeError as error:

@@ -11,7 +11,9 @@ import torch
 import yaml
 
 import Checkpoint
+import Parallel
 from Agents.Agent import Agent
+from Blocks.Normalisers import LANE_BUFFERS
 from Datasets.Specs import ActionSpec, ObsSpec
 from Hparams.Check import defaults
 from Utils import Args, build, derive_seed, filled
@@ -23,7 +25,10 @@ def make_agent(args: Args, obs_spec: ObsSpec, action_spec: ActionSpec, device: t
     Raises:
         ValueError: parts that do not exist or do not fit. MemoryError: it does not fit into memory."""
     torch.manual_seed(derive_seed(args.seed, 'initialisation'))
-    common = {key: value for key, value in args.items() if not isinstance(value, dict)} | {'seed': derive_seed(args.seed, 'agent'), 'device': device}
+    common = {key: value for key, value in args.items() if not isinstance(value, dict)} | {'device': device}
+    common['seed'] = derive_seed(args.seed, 'agent', *([Parallel.rank] if Parallel.rank else []))
+    lanes, common['batch_size'] = len(Parallel.lanes(args.num_envs)), Parallel.share(args.batch_size, 'batch_size')
+    common['num_envs'] = lanes
     if args.generate:
         if not obs_spec.is_image:
             raise ValueError(f'generate=true: task={args.suite}/{args.task_name} shows vectors {obs_spec.shape}, expected images')
@@ -37,7 +42,9 @@ def make_agent(args: Args, obs_spec: ObsSpec, action_spec: ActionSpec, device: t
         numbers = {key: args[key] for key in ('lr', 'batch_size', 'weight_decay', 'lr_decay_steps', 'grad_clip')}
         numbers |= {'eps': args.adam_eps, 'betas': (args.adam_beta, 0.999)}
         agent.attach(args.aux, obs_spec, action_spec, recipe=recipes['encoder'], **numbers)
-        agent.reward_exploration(args.explore, obs_spec, action_spec, args.num_envs, **numbers)
+        agent.reward_exploration(args.explore, obs_spec, action_spec, lanes, **numbers)
+        Parallel.sync_batch_norms(agent)
+        Parallel.broadcast(agent, without=LANE_BUFFERS)  # the same weights everywhere, whatever the machine
         return agent
     except RuntimeError as error:  # torch has no class of its own for this
         if re.search('memory|overflow', str(error)):
@@ -62,7 +69,8 @@ def saved_agent(path: Path, device: torch.device) -> Agent:
     specs = state['specs']
     obs_spec = ObsSpec(**specs['obs'] | {'dtype': getattr(torch, specs['obs']['dtype'])})
     known = {key: value for key, value in defaults().items() if '.' not in key}  # a run of an earlier version lacks keys that came since
-    agent = make_agent(Args(known | yaml.safe_load(config.read_text())), obs_spec, ActionSpec(**specs['action']), device)
+    with Parallel.alone():
+        agent = make_agent(Args(known | yaml.safe_load(config.read_text())), obs_spec, ActionSpec(**specs['action']), device)
     agent.load_weights(state['agent']['weights'])
     return agent
 

@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+import Parallel
 from Agents.Agent import Agent
 from Blocks.Actors import OpenActor
 from Blocks.Block import Block, init_orthogonal_relu, redraw, scale_last
 from Blocks.Critics import ValueCritic
 from Blocks.Encoders import Encoder, encoder_kind
 from Blocks.Exploration.Bonus import Seen
-from Blocks.Losses import advantages, clipped_surrogate, clipped_value_loss
+from Blocks.Losses import advantages, clipped_surrogate, clipped_value_loss, standardised
 from Blocks.Normalisers import ReturnNormaliser
 from Datasets.Batch import Rollout
 from Datasets.Layout import Extra
@@ -215,13 +216,13 @@ class PPO(Agent):
         with self.autocast():
             policy, predicted = self.judge(obs)
         if self.normalise_advantage:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            advantage = standardised(advantage)
         log_ratio = policy.log_prob(action) - log_prob
         policy_loss, clipped = clipped_surrogate(log_ratio, advantage, clip)
         value_loss = clipped_value_loss(predicted, value, target, self.value_clip)
         entropy = policy.entropy().mean()
         loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * entropy
         with torch.no_grad():
-            kl = (log_ratio.exp() - 1 - log_ratio).mean()
+            kl = Parallel.mean((log_ratio.exp() - 1 - log_ratio).mean())  # which may end the passes: in every process at once
         return loss, {'policy_loss': policy_loss.detach(), 'value_loss': value_loss.detach(), 'entropy': entropy.detach(), 'approx_kl': kl,
                       'clip_fraction': clipped}

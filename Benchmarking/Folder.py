@@ -28,16 +28,13 @@ ARTEFACTS = (
     'test.csv',
     *(Checkpoint.NEWEST, Checkpoint.PREVIOUS, Checkpoint.TEMPORARY, Checkpoint.RETIRING, Checkpoint.CORRUPT),
     'nonfinite.pt',
+    'nonfinite-*.pt',
     'tensorboard/events.out.tfevents.*',
     'videos/*.mp4',
     'images/*.png',
     'report/*.png',
     'report/*.csv',
-    'replay/layout.json',
-    'replay/checksums.json',
-    'replay/*.bin',
-    'replay/*.tmp',
-    'replay/writer.lock',
+    *(f'{replay}/{file}' for replay in ('replay', 'replay-*of*') for file in ('layout.json', 'checksums.json', '*.bin', '*.tmp', 'writer.lock')),
 )
 LEFTOVERS = ('.*.csv.*.tmp', 'videos/.*.mp4.*.tmp')  # of files that a killed process was writing
 
@@ -100,7 +97,7 @@ class Folder:
             raise ValueError(f'{path} holds a run: load=true resumes it, overwrite=true replaces it, experiment=NAME starts another')
         if load and not held:
             raise ValueError(f'load=true: no run in {path}; leave load=true out to start it, or choose its experiment, Agent, task and seed')
-        foreign = [] if held or (path / '.lock').exists() else [file for file in self.artefacts() if file.parent.name != 'replay']
+        foreign = [] if held or (path / '.lock').exists() else [file for file in self.artefacts() if not file.parent.name.startswith('replay')]
         if foreign:
             raise ValueError(f'{foreign[0]} is there, and no run made it: move it away, or choose another experiment or seed')
         self.resumed, self.replaces = held and load, not load and (held or (path / '.lock').exists())
@@ -138,9 +135,9 @@ class Folder:
         """Removes what a run made here; anything else stays."""
         for file in self.artefacts():
             file.unlink()
-        for folder in ('tensorboard', 'videos', 'replay'):
+        for folder in (*(self.path / name for name in ('tensorboard', 'videos', 'replay')), *self.path.glob('replay-*of*')):
             with contextlib.suppress(OSError):  # a user's file is in it, or it is not there
-                (self.path / folder).rmdir()
+                folder.rmdir()
 
     def abandon(self) -> None:
         """After a start that failed: no trace of it in a folder that held no run before."""
@@ -177,6 +174,25 @@ class Folder:
         if self.lock is not None:
             self.lock.close()
             self.lock = None
+
+
+class Guest(Folder):
+    """The folder of a run for the other processes of it: they write nothing there but their replays.
+
+    Args:
+        resumed: as the first process found."""
+
+    def __init__(self, path: Path, resumed: bool) -> None:
+        self.path, self.resumed, self.lock = path, resumed, None
+
+    def claim(self) -> None:
+        """The first process has."""
+
+    def abandon(self) -> None:
+        """The first process does."""
+
+    def write_config(self, args: Args) -> None:
+        """The first process does."""
 
 
 _locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()

@@ -14,70 +14,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from Benchmarking.Recorder import COUNTERS, RATES, TIME_COLUMNS, Means, Recorder, Value
 from Benchmarking.Table import SCORES, Table, read_table
 
-COUNTERS = ('time', 'step', 'frame', 'update', 'episode', 'epoch')  # the first columns; a later value replaces, the largest wins
-RATES = ('fps', 'fps_train', 'updates_per_second')  # fps: over all time since the last row; the other two leave the time in evaluation out
-TIME_COLUMNS = ('time', *RATES)  # what differs between two runs that are otherwise equal to the bit
+__all__ = ['COUNTERS', 'RATES', 'TIME_COLUMNS', 'Logger', 'Means', 'Progress', 'Recorder']
+
 PHASES = ('train', 'eval')
 
 LINE_SECONDS = 10.0  # between two plain lines of training
 DRAW_SECONDS = 0.5  # between two drawings of the bar
 WINDOW_SECONDS = 30.0  # over which the bar's rates are taken
 
-Value = float | int | Tensor
 
-
-class Means:
-    """Running means of named values. Tensors that arrive together are summed as one vector: two small operations per call, however many there are.
-
-    Args:
-        numbers: a state: name to [sum, count].
-        tensors: a state: (names, sums (len(names),) float64, count) of each group.
-    """
-
-    def __init__(self, numbers: Mapping[str, Sequence[Any]] | None = None, tensors: Sequence[Sequence[Any]] = ()) -> None:
-        self._numbers: dict[str, tuple[float, int]] = {name: (total, count) for name, (total, count) in (numbers or {}).items()}
-        self._tensors: dict[tuple[str, ...], tuple[Tensor, int]] = {tuple(names): (sums, count) for names, sums, count in tensors}
-
-    def add(self, metrics: Mapping[str, Value]) -> None:
-        """Adds one value to the mean of each name; nothing waits for a device.
-
-        Raises:
-            ValueError: a tensor is not 0-dim, or a name is a time column.
-        """
-        names = tuple(name for name, value in metrics.items() if isinstance(value, Tensor))
-        if names not in self._tensors or len(names) < len(metrics):
-            _check_metrics(metrics)
-        for name, value in metrics.items():
-            if not isinstance(value, Tensor):
-                total, count = self._numbers.get(name, (0.0, 0))
-                self._numbers[name] = total + float(value), count + 1
-        if names:
-            values = _float64(metrics, names)
-            sums, count = self._tensors.get(names, (torch.zeros_like(values), 0))
-            self._tensors[names] = sums.to(values.device, values.dtype) + values, count + 1
-
-    def mean(self) -> dict[str, float]:
-        """The means; waits once per group of tensors."""
-        totals = dict(self._numbers)
-        for names, (sums, count) in self._tensors.items():
-            for name, value in zip(names, sums.tolist(), strict=True):
-                total, before = totals.get(name, (0.0, 0))
-                totals[name] = total + value, before + count
-        return {name: total / count for name, (total, count) in totals.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            'numbers': {name: list(pair) for name, pair in self._numbers.items()},
-            'tensors': [[list(names), sums.cpu(), count] for names, (sums, count) in self._tensors.items()],
-        }
-
-
-class Logger:
+class Logger(Recorder):
     """Collects metrics, and at each `dump` writes one row, the scalars and the progress.
 
     Args:
@@ -109,9 +58,8 @@ class Logger:
     ) -> None:
         self.path, self.columns, self.resume_step = Path(path), dict(columns or {}), resume_step
         self.path.mkdir(parents=True, exist_ok=True)
+        super().__init__()
         self._clock, self._start, self._evaluation_time = clock, clock(), 0.0
-        self._means: dict[str, Means] = {}  # phase -> what the next row averages
-        self._counters: dict[str, dict[str, int]] = {}  # phase -> counter -> largest value recorded
         self._marks: dict[str, tuple[float, float, int, int]] = {}  # phase -> time, evaluation time, frame, update of its last row
         self._rows: dict[str, int] | None = None  # of a loaded state: rows that each file had
         self._tables: dict[str, Table] = {}
@@ -126,22 +74,6 @@ class Logger:
     def time(self) -> float:
         """Seconds of the run, those before a resume included."""
         return self._clock() - self._start
-
-    def record(self, phase: str, metrics: Mapping[str, Value]) -> None:
-        """Adds values to the means of the next row. Tensors stay on their device and are not waited for.
-
-        Args:
-            phase: 'train', 'eval' or another; `<phase>.csv`.
-            metrics: name to number or 0-dim tensor of any dtype. Names in `COUNTERS` are counters: the largest value counts.
-
-        Raises:
-            ValueError: a tensor is not 0-dim, or a name is one of the logger's own time columns.
-        """
-        counters = self._counters.setdefault(phase, {})
-        for name in COUNTERS[1:]:
-            if name in metrics:
-                counters[name] = max(counters.get(name, 0), int(metrics[name]))
-        self._means.setdefault(phase, Means()).add({name: value for name, value in metrics.items() if name not in COUNTERS[1:]})
 
     def dump(
         self,
@@ -375,29 +307,6 @@ def _summary_writer(path: Path, resume_step: int | None) -> Any:
         raise ImportError('TensorBoard scalars need the package tensorboard: pip install tensorboard, or set tensorboard=false') from error
     purge = None if resume_step is None else resume_step + 1  # events at purge_step and beyond are hidden
     return SummaryWriter(str(path), purge_step=purge, flush_secs=30)
-
-
-def _check_metrics(metrics: Mapping[str, Value]) -> None:
-    for name, value in metrics.items():
-        if name in TIME_COLUMNS or not name or '\n' in name:
-            raise ValueError(
-                f'metric name {name!r}: expected a line of text other than {", ".join(TIME_COLUMNS)}, which the logger writes; rename the metric'
-            )
-        if isinstance(value, Tensor) and value.dim():
-            raise ValueError(
-                f'metric {name}: a tensor of shape {tuple(value.shape)}, expected a number or a 0-dim tensor; reduce it where it is computed'
-            )
-
-
-def _float64(metrics: Mapping[str, Value], names: Sequence[str]) -> Tensor:
-    """The named 0-dim tensors as one new vector (values from compiled graphs are overwritten later), float64 so that long sums stay exact enough."""
-    values: list[Any] = [metrics[name] for name in names]
-    try:
-        vector = torch.stack(values).detach()
-    except RuntimeError:  # on several devices, or of several shapes
-        _check_metrics(metrics)
-        vector = torch.stack([value.detach().to(values[0].device) for value in values])
-    return vector.to(torch.float32 if vector.device.type == 'mps' else torch.float64)  # MPS has no float64
 
 
 def _text(name: str, value: float) -> str:

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import Parallel
+
 
 def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
     """y = R + D · V(next): reward (B,) n-step, discount (B,) γⁿ and 0 where terminated."""
@@ -51,6 +53,15 @@ def advantages(reward: Tensor, value: Tensor, next_value: Tensor, discount: Tens
     for t in range(delta.shape[1] - 1, -1, -1):
         advantage[:, t] = later = delta[:, t] + keep[:, t] * later
     return advantage
+
+
+def standardised(advantage: Tensor) -> Tensor:
+    """To mean 0 and deviation 1 over the batch (B,), which is that of all processes together."""
+    if Parallel.world_size == 1:
+        return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    rest = advantage - Parallel.mean(advantage.mean())
+    deviation = (Parallel.sum_up(rest.square().sum()) / (len(rest) * Parallel.world_size - 1)).sqrt()
+    return rest / (deviation + 1e-8)
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:

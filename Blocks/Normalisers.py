@@ -4,6 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+import Parallel
+
 
 class RunningMoments(nn.Module):
     """Mean and variance of a stream, merged batch by batch without loss (Chan et al. 1979), in float64.
@@ -23,8 +25,8 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """x: (B, *shape)."""
-        self.merge(*moments(x))
+        """x: (B, *shape), with those of all other processes."""
+        self.merge(*Parallel.merged_moments(*moments(x)))
 
     def merge(self, n: float | Tensor, mean: Tensor, var: Tensor) -> None:
         """Takes in n samples by their mean and population variance."""
@@ -59,6 +61,9 @@ class ObservationNormaliser(RunningMoments):
 
     def forward(self, x: Tensor) -> Tensor:
         return ((x - self.mean) / torch.sqrt(self.var + 1e-8)).clamp_(-self.clip, self.clip).float()
+
+
+LANE_BUFFERS = ('filtered', 'returns')  # names of buffers with a number for each lane of this process, which no other has
 
 
 class ReturnNormaliser(RunningMoments):

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+import Parallel
 from Datasets import Stored
 from Datasets.Layout import EmptyReplay, read_layout
 from Datasets.Replay import Replay
@@ -46,9 +47,12 @@ class RunReplay:
         ValueError: there is none to read, or one that this run must not write over."""
 
     def __init__(self, args: Args, run: Path, task: str, device: str) -> None:
-        root, own = Path(args.root), run / 'replay'
+        root, own = Path(args.root), run / replay_name()
         self.args, self.store = args, device if args.replay.store == 'device' else args.replay.store
+        self.lanes = len(Parallel.lanes(args.num_envs))  # of this process
         self.path = Path(args.replay.path) if args.replay.path and not args.replay.load else own
+        if Parallel.world_size > 1 and args.replay.path and not (args.offline or args.replay.load):
+            self.path = Path(args.replay.path) / replay_name()
         self.source: Path | None = None
         if args.offline and args.suite in LABELLED:
             pass
@@ -58,18 +62,32 @@ class RunReplay:
             Stored.wait_for(self.path, args.replay.wait, Stored.advice(root, args.suite, task))
         elif args.replay.load and not args.load:
             self.source = Stored.find_source(args.replay.path, own, root, args.suite, task)
-        elif Stored.exists(self.path) and not args.load and (args.replay.path or not (run / '.lock').exists()):
+        elif Stored.exists(self.path) and not args.load and (args.replay.path or not (run / '.lock').exists()) and Parallel.is_main():
             raise ValueError(f'{self.path} holds a replay: replay.load=true starts from it, another replay.path leaves it alone')
 
     def sizes(self, state: dict[str, Any] | None, needs: Needs) -> dict[str, Any]:
         """Of the ring: what the run can fill, or as they are where a replay goes on: a longer train_steps does not grow it."""
         args = self.args
-        if state or self.source == self.path:
-            ring = state['replay']['layout']['ring'] if state else read_layout(self.path)['ring']
+        if (state and 'replay' in state) or self.source == self.path:
+            ring = state['replay']['layout']['ring'] if state and 'replay' in state else read_layout(self.path)['ring']
             return {'capacity': ring['rows'] * ring['num_envs'], 'slack': ring['slack'], 'window': ring['window']}
         stored = read_layout(self.source)['ring'] if self.source else {'rows': 0, 'num_envs': 0}
         rows = capacity(args, stored['rows'] * stored['num_envs'])
-        return {'capacity': rows, 'slack': slack(args), 'window': max(args.nstep, needs.rollout_steps, min(needs.horizon, rows // args.num_envs))}
+        window = max(args.nstep, needs.rollout_steps, min(needs.horizon, rows // args.num_envs))
+        return {'capacity': rows // args.num_envs * self.lanes, 'slack': slack(args), 'window': window}
+
+    def forget(self, processes: Iterable[Mapping[str, Any]]) -> None:
+        """Removes the replays of processes that there were before, as far as they made them: other ones took their places."""
+        names = [f'replay-{rank}of{len(list(processes))}' for rank, _ in enumerate(processes)]
+        for name, process in zip(names if len(names) > 1 else ['replay'], processes):
+            folder = self.path.parent / name
+            made = process['replay'].get('created', ())
+            for file in made:
+                if file != name:
+                    (folder / file).unlink(missing_ok=True)
+            if name in made:
+                with contextlib.suppress(OSError):  # a user's file is in it
+                    folder.rmdir()
 
     def on_disk(self) -> Path | None:
         """The folder of the replay, where there is to be one."""
@@ -78,14 +96,14 @@ class RunReplay:
     def check(self, obs_spec: ObsSpec, action_spec: ActionSpec, needs: Needs, state: dict[str, Any] | None) -> None:
         """Refuses a replay that cannot fit, and a stored one that is corrupt or another task's. Raises: ValueError."""
         if state:
-            if Stored.exists(self.path):
+            if Stored.exists(self.path) and 'replay' in state:
                 with contextlib.suppress(EmptyReplay):
                     reader = self.reader(self.path, obs_spec, action_spec, verify=False)
                     if not anew(reader, state):
                         reader.verify(state['replay'])
                     reader.close()
             return
-        needed = Replay.bytes_needed(obs_spec, action_spec, num_envs=self.args.num_envs, **self.sizes(None, needs), extras=needs.extras)
+        needed = Replay.bytes_needed(obs_spec, action_spec, num_envs=self.lanes, **self.sizes(None, needs), extras=needs.extras)
         place(self.store, self.on_disk(), needed, stored_bytes(self.path))
         if self.source:
             self.reader(self.source, obs_spec, action_spec).close()
@@ -93,7 +111,8 @@ class RunReplay:
     def shared(self) -> dict[str, Any]:
         """What every replay of this run is given."""
         args = self.args
-        return {'num_envs': args.num_envs, 'discount': args.discount, 'reward_clip': args.reward_clip, 'seed': derive_seed(args.seed, 'replay')}
+        seed = derive_seed(args.seed, 'replay', *([Parallel.rank] if Parallel.rank else []))
+        return {'num_envs': self.lanes, 'discount': args.discount, 'reward_clip': args.reward_clip, 'seed': seed}
 
     def reader(self, path: Path, obs_spec: ObsSpec, action_spec: ActionSpec, verify: bool = True) -> Replay:
         return Replay(obs_spec, action_spec, **self.shared(), capacity=self.args.replay.capacity, path=path, mode='read', verify=verify,
@@ -109,7 +128,9 @@ class RunReplay:
         args, path = self.args, self.path
         if args.offline:
             return Stored.open_reader(lambda: self.reader(path, obs_spec, action_spec), path, args.replay.wait)
-        if state and not Stored.exists(path):
+        if state and 'replay' not in state:
+            say('another number of processes than before: their replays fill anew, so this is not an exact resume')
+        elif state and not Stored.exists(path):
             say(f'no replay in {path} (after the end it is kept only with replay.save=true): it fills anew, so this is not an exact resume')
         replay = Replay(obs_spec, action_spec, **self.shared(), **self.sizes(state, needs), path=self.on_disk(), extras=needs.extras, store=self.store,
                         sampler=args.replay.sampler or 'uniform', verify=False)
@@ -123,7 +144,12 @@ class RunReplay:
 
 def anew(replay: Replay, state: dict[str, Any]) -> bool:
     """Whether a resumed run's rows are gone: the folder is new, or is that of a resumed run without them, which was killed before it was saved."""
-    return not replay.resumable or (state['complete'] and bool((replay.cursor < np.array(state['replay']['cursor'])).any()))
+    return 'replay' not in state or not replay.resumable or (state['complete'] and bool((replay.cursor < np.array(state['replay']['cursor'])).any()))
+
+
+def replay_name() -> str:
+    """Of the folder of this process's replay in that of the run."""
+    return 'replay' if Parallel.world_size == 1 else f'replay-{Parallel.rank}of{Parallel.world_size}'
 
 
 def capacity(args: Args, stored: int = 0) -> int:

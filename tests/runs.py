@@ -194,8 +194,9 @@ def checkpoint(run: dict) -> dict:
     state = Checkpoint.read(folder(run) / Checkpoint.NEWEST)
     for name in ('time', 'evaluation_time', 'marks'):
         state['logger'].pop(name)
-    state['replay'].pop('created')
-    state['replay'].pop('checksums')  # the rows themselves are compared
+    for process in state['processes']:
+        process['replay'].pop('created')
+        process['replay'].pop('checksums')  # the rows themselves are compared
     return state
 
 

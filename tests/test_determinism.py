@@ -45,10 +45,12 @@ def test_what_ran_before_in_the_process_makes_no_difference(tmp_path):
 def training(run: dict) -> dict:
     """What training made: all of the agent, the environment and the replay."""
     state = checkpoint(run)
-    stored = {key: state['replay'][key] for key in ('cursor', 'rng', 'epochs', 'order')}  # not the room that was made for it
-    state['agent']['generators'].pop('evaluating')
-    return {key: state[key] for key in ('step', 'learn_calls', 'episodes', 'agent', 'agent_state', 'environment', 'torch')} | {
-        'replay': stored, 'rows': replay(run)}
+    (process,) = state['processes']
+    stored = {key: process['replay'][key] for key in ('cursor', 'rng', 'epochs', 'order')}  # not the room that was made for it
+    for agent in (state['agent'], process['agent']):
+        agent['generators'].pop('evaluating')
+    return {key: state[key] for key in ('step', 'learn_calls', 'episodes', 'agent')} | {
+        key: process[key] for key in ('agent_state', 'environment', 'torch')} | {'replay': stored, 'rows': replay(run)}
 
 
 @pytest.fixture(scope='module')
@@ -111,6 +113,7 @@ def test_another_seed_changes_every_stream(watched, tmp_path):
     assert any('critic' in line for line in weights), 'the initialisation'
     for stream in ('acting', 'learning', 'evaluating'):
         assert differences(one['agent']['generators'][stream], two['agent']['generators'][stream]), stream
+    (one,), (two,) = one['processes'], two['processes']
     assert differences(one['environment']['stack'], two['environment']['stack'])
     assert one['replay']['rng'] != two['replay']['rng']
 

@@ -302,7 +302,7 @@ def test_collector_and_learner_in_either_order(graft, first):
             time.sleep(0.05)
 
     def seen():
-        return int(np.sum(Checkpoint.read(offline / 'checkpoint.pt')['replay']['cursor'])) if (offline / 'checkpoint.pt').exists() else -1
+        return int(np.sum(Checkpoint.read(offline / 'checkpoint.pt')['processes'][0]['replay']['cursor'])) if (offline / 'checkpoint.pt').exists() else -1
 
     try:
         order = sorted(values, key=lambda name: name != first)

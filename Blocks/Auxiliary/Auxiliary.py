@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import Parallel
 from Blocks.Architectures import LinearNorm
 from Blocks.Block import Block
 from Blocks.Encoders import Encoder
@@ -155,7 +156,7 @@ class Auxiliary(Block):
             weight_decay: of the heads; the encoder's is the agent's business.
             numbers: see Block.equip."""
         lr, self.grad_clip = self.lr if self.lr is not None else lr, grad_clip
-        self.batch_size = self.batch_size or batch_size
+        self.batch_size = Parallel.share(self.batch_size or batch_size, f'aux.{self.name}.batch_size')
         require(self.batch_size >= self.needs_samples, f'aux.{self.name}.batch_size', self.batch_size, f'{self.needs_samples} or more (batch norm)')
         require(type(self).loss is not Auxiliary.loss, f'aux.{self.name}', type(self).__name__, 'a subclass of Auxiliary that defines loss(batch)')
         eyes = [p for p in self.parts.encoder.parameters() if p.requires_grad]

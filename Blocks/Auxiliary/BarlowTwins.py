@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import Parallel
 from Blocks.Auxiliary.Auxiliary import Auxiliary
 from Datasets.Replay import Batch
 from Utils import require
@@ -37,7 +38,7 @@ class BarlowTwins(Auxiliary):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         one, two = (self.normalise(self.projector(self.encode(self.see(batch.obs))).float()) for _ in range(2))
         with torch.autocast(one.device.type, enabled=False):
-            correlation = one.T @ two / len(one)
+            correlation = Parallel.mean(one.T @ two / len(one))  # over the batches of all processes
         diagonal = correlation.diagonal()
         on, off = (diagonal - 1).square().sum(), correlation.square().sum() - diagonal.square().sum()
         return on + self.redundancy * off, {'diagonal': diagonal.mean()}

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import Parallel
 from Blocks.Auxiliary.Auxiliary import Auxiliary
 from Datasets.Replay import Batch
 
@@ -22,6 +23,6 @@ class CURL(Auxiliary):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         query, key = self.encode(self.see(batch.obs)), self.target(self.see(batch.obs))
-        logits = query @ self.bilinear @ key.T
-        labels = torch.arange(len(logits), device=logits.device)
+        logits = query @ self.bilinear @ Parallel.joined(key).T  # among the keys of all processes
+        labels = torch.arange(len(logits), device=logits.device) + Parallel.rank * len(logits)
         return F.cross_entropy(logits.float(), labels), {'accuracy': (logits.argmax(1) == labels).float().mean()}

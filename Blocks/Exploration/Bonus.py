@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import Parallel
 from Blocks.Auxiliary import Parts
 from Blocks.Block import Block
 from Blocks.Normalisers import RunningMoments
@@ -134,7 +135,7 @@ class Bonus(Block):
 
     def start(self, *, lr: float, batch_size: int, grad_clip: float | None = None, **numbers: Any) -> Bonus:
         """Makes the optimiser. The agent's numbers hold where the bonus has none of its own; see Block.equip for the others."""
-        self.batch_size, self.grad_clip = self.batch_size or batch_size, grad_clip
+        self.batch_size, self.grad_clip = Parallel.share(self.batch_size or batch_size, f'explore.{self.name}.batch_size'), grad_clip
         require(type(self).bonus is not Bonus.bonus, f'explore.{self.name}', type(self).__name__, 'a subclass of Bonus that defines bonus(seen)')
         return self.equip({}, 'explore', lr=self.lr if self.lr is not None else lr, **numbers)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+import Parallel
 from Blocks.Architectures.Linear import Linear
 from Blocks.Block import init_orthogonal_relu
 from Blocks.Exploration.Bonus import Bonus, Seen
@@ -104,16 +105,15 @@ class RND(Bonus):
         return (self.predictor(x) - self.target(x)).square().mean(1)
 
     def loss(self, seen: Seen) -> Tensor | None:
-        kept = seen.next
-        if self.update_proportion < 1:
-            keep = torch.rand(len(kept), generator=self.keeps) < self.update_proportion
-            if not keep.any():
-                return None
-            kept = kept[keep.to(kept.device)]
-        x = self.standardised(kept)
+        keep = torch.rand(len(seen.next), generator=self.keeps) < self.update_proportion
+        of_all = Parallel.sum_up(keep.sum())  # kept in all processes
+        if not of_all:
+            return None
+        x = self.standardised(seen.next[keep.to(seen.next.device)] if keep.any() else seen.next[:1])
         with torch.no_grad():
             target = self.target(x)
-        return (self.predictor(x) - target).square().mean()
+        share = float(keep.sum() * Parallel.world_size / of_all)  # of a mean over what all of them keep
+        return (self.predictor(x) - target).square().mean() * share
 
     def follow(self) -> None:
         if self.slow_encoder is not None:
