@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +58,14 @@ def start(device: str) -> str:
         return device
     torch.cuda.set_device(local % gpus)
     return f'cuda:{local % gpus}'
+
+
+def spread(overrides: list[str]) -> None:
+    """Where this machine has several GPUs, the same command again with a process for each (`parallel=true`); with one or none, nothing."""
+    if 'RANK' in os.environ or (gpus := torch.cuda.device_count()) < 2:
+        return
+    run = str(Path(__file__).with_name('Run.py'))
+    os.execv(sys.executable, [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={gpus}', run, *overrides])
 
 
 def stop() -> None:

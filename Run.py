@@ -46,7 +46,10 @@ def train(session: Session) -> float | None:
 
 def run(values: dict[str, Any], overrides: str = '', sweep: bool = False) -> float | None:
     """One run from start to end, from plain values (see Hparams.Compose). overrides, sweep: see Session."""
+    import Parallel
     from Session import Session  # torch and the simulators load only once the command line is known to be good
+    if values['parallel']:
+        Parallel.spread(sys.argv[1:])
     session = Session(values, overrides, sweep)
     before = {number: signal.signal(number, session.stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -100,11 +103,17 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        if 'Parallel' in sys.modules:
+            sys.modules['Parallel'].stop()
     if failed:
         sys.exit(1)
 
 
 def tell(error: Exception, job: str = '', line: str = '') -> None:
+    """Says what is wrong. Of several processes that torchrun started, the first tells what all of them find in the command line."""
+    if int(os.environ.get('RANK', 0)) and (line or isinstance(error, (ValueError, ImportError))):
+        return
     debug = bool({'debug=true', 'debug=True'} & set(sys.argv))
     if debug or not expected(error):
         traceback.print_exception(error)

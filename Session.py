@@ -205,9 +205,7 @@ class Session:
         return agent
 
     def open_replay(self, state: dict[str, Any] | None) -> Replay:
-        say: Any = self.logger.say
-        if self.args.offline:  # opens its replay before it may write anything
-            say = print if Parallel.is_main() else lambda line: None
+        say: Any = self.logger.say if not self.args.offline else print if Parallel.is_main() else lambda line: None  # offline there is no logger yet
         if self.labelled:
             suite: Any = self.environment.suite
             return suite.samples(seed=derive_seed(self.args.seed, 'replay'), transform=self.args.replay.transform, device=self.device)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import Parallel
 from Datasets.Batch import Batch
 from Datasets.Specs import ActionSpec
 from Datasets.Transforms import Transforms
@@ -80,7 +81,7 @@ class Samples:
             index = rng.integers(len(self), size=n)
             return self._batch(self._drawn(index), index)
         obs, index = self._next(n)
-        self.position += n
+        self.position += n * Parallel.world_size
         return self._batch(obs, index)
 
     def _batch(self, obs: Tensor, index: np.ndarray) -> Batch:
@@ -99,7 +100,7 @@ class Samples:
 
     def _next(self, n: int) -> tuple[Tensor, np.ndarray]:
         if self.source.images is not None or not self.workers:
-            places = self.places(self.position, n)
+            places = self.own_places(self.position, n)
             return self.reader[places], np.concatenate([index for _, index in places])
         if n != self.batch_size:
             self.batch_size, self.ahead = n, None
@@ -117,12 +118,16 @@ class Samples:
         def requests() -> Iterator[Places]:
             position = self.position
             while True:
-                yield self.places(position, self.batch_size)
-                position += self.batch_size
+                yield self.own_places(position, self.batch_size)
+                position += self.batch_size * Parallel.world_size
 
         if self.ahead is None:
             self.ahead = read_ahead(self.reader, requests(), self.workers, self.device)
         return self.ahead
+
+    def own_places(self, position: int, n: int) -> Places:
+        """Of a batch that all processes take together, n samples each, this one's."""
+        return self.places(position + Parallel.rank * n, n)
 
     def places(self, position: int, n: int) -> Places:
         """Where the samples number `position` to `position + n` lie, counted over all passes."""

@@ -73,7 +73,7 @@ def without_use(args: Args, agent: type[Agent], images: bool) -> Iterator[str]:
     """A line for each setting that is not at its default and makes no difference. images: what the task shows."""
     known, anything = accepted(agent)
     for key in AGENTS_OWN:
-        if args[key] != defaults()[key]:
+        if args[key] != defaults()[key] and not (key == 'batch_size' and (args.aux or args.explore)):
             if key not in known and not anything:
                 yield f'{key}={args[key]} makes no difference: {agent.__name__} does not take it'
             elif key in ('encoder_hidden_dim', 'encoder_layers') and images:
