@@ -5,11 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from Benchmarking.SpeedPlain import plain_rnd
 from Benchmarking.SpeedWorks import (
     AUXI,
+    CARTPOLE,
     DEFAULTS,
     DQN,
     PIXEL_CURL,
+    PPO,
+    RND,
     SAC,
     STORED,
     Bench,
@@ -23,6 +27,7 @@ from Benchmarking.SpeedWorks import (
     loop,
     pixel_specs,
     replay_bytes,
+    rollouts,
     sac_update,
     sequences,
     state_specs,
@@ -75,6 +80,8 @@ ENV_NOTE = 'plain: ale-py vector env alone, engine stack 4 and episodic life; ou
 REPLAY_NOTE = f'{STORED:,} transitions in 16 lanes; plain: ring without episode ends, with action and reward columns'
 UPDATE_NOTE = 'Nature CNN, 6 actions, double, Huber, Adam 1e-4; plain is eager fp32 NCHW in every row'
 LOOP_NOTE = 'one update of 32 per 4 steps, double, replay 20k, one thread for the emulators of either side; plain is fp32'
+PPO_NOTE = 'rollouts of 128, four passes in four parts, GAE, checkpoints on their cadence; plain is eager fp32 NCHW over the same vector env'
+RND_NOTE = '32 lanes, rollouts of 128, the networks and numbers of the paper; beside: the plain single-file loop of Benchmarking/SpeedPlain.py, fp32'
 PLAIN_RING = {'columns': True, 'lanes': 16}
 SAC_NOTE = '17 numbers, 6 joints, batch 256, two hidden layers without layer norm, one step of critic, actor and temperature; plain is eager fp32'
 PIXEL_NOTE = 'batch 128, hidden 1024, actor and targets at every second update, CURL in each; ours with its draws from the replay; plain is eager fp32 NCHW'
@@ -124,6 +131,12 @@ ROWS = [
     Row('classify stream', classifying((3, 32, 32), 2048, *RESNET, stream=True, workers=1), 'images', at_least=0.9,
         beside=classifying((3, 32, 32), 2048, *RESNET), note='ResNet18; PNG files decoded by one process beside the same from memory; needs two free cores'),
     Row('cifar10 memory', cifar_memory, 'MB', at_most=200, note="50,000 images from CIFAR-10's files: loaded, summarised and drawn from"),
+    *(Row(f'loop ppo pong {envs} {precision}', rollouts(*PPO, f'num_envs={envs}', f'precision={precision}'), 'steps', 'ppo_pong_loop',
+          {'num_envs': envs}, at_least=at_least, bf16=precision == 'bf16', note=PPO_NOTE)
+      for envs in (8, 32) for precision, at_least in (('fp32', 1.2), ('bf16', 1.8))),
+    *(Row(f'loop rnd montezuma {precision}', rollouts(*RND, 'num_envs=32', f'precision={precision}'), 'steps', beside=plain_rnd('montezuma_revenge', 32),
+          at_least=at_least, note=RND_NOTE) for precision, at_least in (('fp32', 1.3), ('bf16', None))),
+    Row('loop ppo cartpole 64', rollouts(*CARTPOLE, 'num_envs=64'), 'steps', at_least=20_000, note="the preset's numbers, 64 lanes"),
     Row('loop cartpole random', loop(*DEFAULTS, 'Agent=Agents.Random', 'task=gym/CartPole-v1', 'num_envs=1', steps=16), 'steps',
         note='no learning: all that a step costs'),
 ]

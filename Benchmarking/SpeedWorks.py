@@ -24,6 +24,9 @@ AUXI = ('aux=a2_winner', 'encoder=ofe', 'encoder_hidden_dim=40')
 PIXEL_CURL = ('Agent=Agents.CURL', 'task=dmc/cheetah_run', 'batch_size=128')
 QUIET = ('logger.progress=false', 'logger.tensorboard=false', 'plotting.plot=false', 'plot_per_steps=0', 'evaluate_per_steps=0')
 WARMUP = 1000  # agent steps before the first update, as in the plain loops
+PPO = (*DEFAULTS, 'Agent=Agents.PPO', 'task=atari/pong', 'agent.anneal=1.0')
+RND = ('device=cpu', 'Agent=Agents.RND', 'task=atari/montezuma_revenge', 'explore.rnd.warmup_steps=128')
+CARTPOLE = ('device=cpu', 'Agent=Agents.PPO', 'task=gym/CartPole-v1')
 STORED = 100_000  # transitions in the replays that are drawn from
 
 
@@ -252,16 +255,36 @@ def fixed_batch(size: int) -> Batch:
                  windows[:, 1:], torch.arange(size), torch.ones(size))
 
 
+def rollouts(*overrides: str) -> Callable[[Bench], Work]:
+    """A whole run of an on-policy agent without evaluation. One call is a rollout and what is learned from it."""
+    def build(bench: Bench) -> Work:
+        session = begun(bench, *overrides)
+        steps = session.agent.rollout_steps * session.args.num_envs
+
+        def turns() -> None:
+            for _ in range(session.agent.rollout_steps):
+                session.advance()
+                session.records()
+        turns()
+        return counted(turns, steps)
+    return build
+
+
+def begun(bench: Bench, *overrides: str) -> Any:
+    """A session that goes on for ever, says nothing and evaluates nothing."""
+    from Hparams.Compose import compose_args
+    from Session import Session
+    values = compose_args([*QUIET, f'root={bench.folder}', f'threads={bench.options.threads}', 'train_steps=1000000000', *overrides])
+    with contextlib.redirect_stdout(io.StringIO()):
+        session = Session(values)
+    bench.after.callback(session.close)
+    return session
+
+
 def loop(*overrides: str, steps: int) -> Callable[[Bench], Work]:
     """A whole run without evaluation: Session's turns, from where learning is under way. One call is `steps` agent steps."""
     def build(bench: Bench) -> Work:
-        from Hparams.Compose import compose_args
-        from Session import Session
-        values = compose_args([*QUIET, f'root={bench.folder}', f'threads={bench.options.threads}', 'train_steps=1000000000', f'seed_steps={WARMUP}',
-                               f'explore_steps={WARMUP}', 'replay.capacity=20000', 'learn_per_steps=4', 'env_threads=1', *overrides])
-        with contextlib.redirect_stdout(io.StringIO()):
-            session = Session(values)
-        bench.after.callback(session.close)
+        session = begun(bench, f'seed_steps={WARMUP}', f'explore_steps={WARMUP}', 'replay.capacity=20000', 'learn_per_steps=4', 'env_threads=1', *overrides)
 
         def turns() -> None:
             for _ in range(steps // session.environment.num_envs):

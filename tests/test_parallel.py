@@ -11,6 +11,7 @@ import torch
 
 import Checkpoint
 import Parallel
+from Benchmarking.Recorder import TIME_COLUMNS
 from tests import ranks
 from tests.runs import ROOT, folder, rows, same, values
 
@@ -95,7 +96,7 @@ def test_a_killed_process_ends_the_job_and_what_is_resumed_is_the_undisturbed_ru
     assert not subprocess.run(['pgrep', '-f', f'root={killed}'], capture_output=True, text=True).stdout
     complete(killed, 2, *options, 'load=true')
     same(state_of(whole / path.relative_to(killed)), state_of(path))
-    timeless = [[{key: value for key, value in row.items() if key not in ('time', 'fps', 'fps_train', 'updates_per_second')} for row in rows(where / 'train.csv')]
+    timeless = [[{key: value for key, value in row.items() if key not in TIME_COLUMNS} for row in rows(where / 'train.csv')]
                 for where in (whole / path.relative_to(killed), path)]
     assert timeless[0] == timeless[1] and int(timeless[0][-1]['step']) == 1600
 

@@ -1,7 +1,7 @@
 """Plain convolutional eyes: (B, C, H, W) → (B, channels, height, width)."""
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from Blocks.Architectures.Images import ImageModule
 
@@ -54,3 +54,38 @@ class RNDCNN(NatureCNN):
 
     def __init__(self, input_shape: tuple[int, ...], output_dim: int | None = None) -> None:
         super().__init__(input_shape, output_dim, last_kernel=4)
+
+
+class Residual(nn.Module):
+    """x + convolution of ReLU of convolution of ReLU of x, 3×3, the size kept."""
+
+    redrawn = True
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class ImpalaCNN(ImageModule):
+    """The deep network of IMPALA (Espeholt et al. 2018, 1802.01561): three times a convolution, a maximum pool of stride 2 and two residual blocks.
+
+    64×64 → (32, 8, 8).
+
+    Args:
+        output_dim: ends in a vector: mean over positions, linear.
+        width: multiplies the channels."""
+
+    redrawn = True
+
+    def __init__(self, input_shape: tuple[int, ...], output_dim: int | None = None, width: float = 1.0) -> None:
+        super().__init__(input_shape)
+        layers: list[nn.Module] = []
+        channels = self.input_shape[0]
+        for out in (16, 32, 32):
+            out = int(out * width)
+            layers += [nn.Conv2d(channels, out, 3, padding=1), nn.MaxPool2d(3, 2, 1), Residual(out), Residual(out)]
+            channels = out
+        self.finish(nn.Sequential(*layers, nn.ReLU(inplace=True)), output_dim)

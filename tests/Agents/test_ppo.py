@@ -8,6 +8,8 @@ from Agents.PPO import PPO
 from Blocks.Actors import Categorical, DiagonalNormal
 from Blocks.Losses import advantages, clipped_surrogate, clipped_value_loss
 from Datasets.Replay import Replay
+from Hparams.Compose import compose_args
+from Hparams.Registry import row
 from tests.Agents.small import BOX, DISCRETE, IMAGE, TINY_EYES, VECTOR, look, observations, parameters, same
 
 
@@ -233,6 +235,32 @@ def test_the_first_layers_begin_orthogonal_and_the_last_ones_small():
         torch.testing.assert_close(first.T @ first, 2 * torch.eye(3), atol=1e-5, rtol=0)
         torch.testing.assert_close(last @ last.T, gain ** 2 * torch.eye(len(last)), atol=1e-6, rtol=0)
         assert not any(layer.bias.any() for layer in head.layers if hasattr(layer, 'bias'))
+
+
+# --- presets, as published
+
+ATARI = {'num_envs': 8, 'lr': 2.5e-4, 'adam_eps': 1e-5, 'grad_clip': 0.5, 'discount': 0.99, 'hidden_dim': 512, 'train_steps': 10_000_000, 'rollout_steps': 128,
+         'epochs': 4, 'minibatches': 4, 'clip': 0.1, 'value_clip': 0.1, 'entropy_coef': 0.01, 'value_coef': 0.5, 'gae_lambda': 0.95,
+         'anneal': 'linear(1.0,0.0,10000000)', 'normalise_return': False, 'normalise_advantage': True, 'reward_clip': 1}  # the 37 details, and their script
+CONTROL = {'num_envs': 1, 'lr': 3e-4, 'adam_eps': 1e-5, 'grad_clip': 0.5, 'discount': 0.99, 'hidden_dim': 64, 'train_steps': 1_000_000, 'rollout_steps': 2048,
+           'epochs': 10, 'minibatches': 32, 'clip': 0.2, 'value_clip': 0.2, 'entropy_coef': 0.0, 'gae_lambda': 0.95, 'anneal': 'linear(1.0,0.0,1000000)',
+           'normalise_obs': True, 'normalise_return': True, 'activation': 'tanh', 'depth': 2, 'log_std': 0.0}  # the same, for continuous control
+CLASSIC = {'num_envs': 8, 'lr': 1e-3, 'discount': 0.98, 'rollout_steps': 32, 'epochs': 20, 'minibatches': 1, 'gae_lambda': 0.8,
+           'clip': 'linear(0.2,0.0,100000)', 'train_steps': 100_000, 'normalise_return': False}  # RL Baselines3 Zoo
+
+
+@pytest.mark.parametrize('task, expected', [
+    ('task=atari/pong', ATARI), ('task=gym/HalfCheetah-v5', CONTROL), ('task=dmc/cartpole_swingup obs=state', CONTROL), ('task=gym/CartPole-v1', CLASSIC)], ids=str)
+def test_presets_are_those_of_published_tables(task, expected):
+    values = compose_args([*task.split(), 'Agent=PPO'])
+    assert {key: values['agent'].get(key, values.get(key)) for key in expected} == expected
+    assert values['learn_per_steps'] == values['num_envs'] * values['agent']['rollout_steps'] and values['seed_steps'] == 0
+
+
+def test_procgens_numbers_are_there_for_its_suite():
+    numbers = row('procgen', 'Agents.PPO', 'procgen/coinrun')
+    assert (numbers['num_envs'], numbers['lr'], numbers['discount'], numbers['Eyes'], numbers['hidden_dim']) == (64, 5e-4, 0.999, 'ImpalaCNN', 256)
+    assert {'rollout_steps': 256, 'epochs': 3, 'minibatches': 8, 'clip': 0.2}.items() <= numbers['agent'].items()
 
 
 # --- acting

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from Blocks.Architectures import CNN, MLP, Dueling, Flatten, LayerNormTanh, NatureCNN, Null
+from Blocks.Architectures import CNN, MLP, RNDCNN, Dueling, Flatten, ImpalaCNN, LayerNormTanh, NatureCNN, Null, ResidualReLU, TwoLinearReLU
 
 
 def size(module):
@@ -27,6 +27,40 @@ def test_nature_cnn_is_what_the_paper_draws():
     (w1, b1), (w2, b2), (w3, b3) = ((layer.weight, layer.bias) for layer in eyes.layers if isinstance(layer, nn.Conv2d))
     expected = F.relu(F.conv2d(F.relu(F.conv2d(F.relu(F.conv2d(x, w1, b1, 4)), w2, b2, 2)), w3, b3, 1))
     assert torch.allclose(eyes(x), expected, atol=1e-6) and expected.std() > 1e-3
+
+
+def test_impalas_deep_network():
+    eyes = ImpalaCNN((3, 64, 64))
+    heads = (2048 * 256 + 256) + (256 * 15 + 15) + (256 + 1)
+    assert eyes.output_shape == (32, 8, 8) and size(eyes) + heads == 626_256, 'with its hidden layer and 15 actions, as published for ProcGen'
+    x = torch.rand(2, 3, 64, 64)
+    convolutions = iter([layer for layer in eyes.modules() if isinstance(layer, nn.Conv2d)])
+
+    def convolved(x):
+        layer = next(convolutions)
+        return F.conv2d(x, layer.weight, layer.bias, padding=1)
+    expected = x
+    for _ in range(3):
+        expected = F.max_pool2d(convolved(expected), 3, 2, 1)
+        for _ in range(2):
+            inner = convolved(F.relu(expected))
+            expected = expected + convolved(F.relu(inner))
+    torch.testing.assert_close(eyes(x), F.relu(expected))
+
+
+def test_the_networks_of_random_network_distillation():
+    eyes = RNDCNN((4, 84, 84))
+    assert eyes.output_shape == (64, 6, 6)
+    between = TwoLinearReLU(eyes.output_shape, 448)
+    policy, value = ResidualReLU((448,)), ResidualReLU((448,))
+    heads = (448 * 18 + 18) + 2 * (448 + 1)
+    assert round(sum(map(size, (eyes, between, policy, value))) + heads, -3) == 1_223_000, 'the published network, with 18 actions'
+    x = torch.randn(3, 448)
+    torch.testing.assert_close(policy(x), x + F.relu(x @ policy.linear.weight.T))
+    torch.testing.assert_close(policy.linear.weight @ policy.linear.weight.T, 0.01 * torch.eye(448), atol=1e-5, rtol=0)
+    h = torch.randn(3, 64, 6, 6)
+    first, second = between.first, between.linear
+    torch.testing.assert_close(between(h), F.relu(F.relu(h.flatten(1) @ first.weight.T + first.bias) @ second.weight.T + second.bias))
 
 
 def test_drqv2_eyes():
