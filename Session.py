@@ -28,7 +28,7 @@ from Datasets.RunReplay import RunReplay, anew
 from Datasets.Samples import Samples
 from Datasets.Suites import make
 from Datasets.Suites.Names import LABELLED
-from Environment import Environment
+from Environment import Environment, Visits
 from Hparams.Check import PASSES
 from Hparams.Parts import check_parts, recipes, without_use
 from Judges import judge_of
@@ -80,6 +80,7 @@ class Session:
         self.replay_anew = self.replay_kept = False  # of a resumed run: its replay was not kept; it had ended, and was
         self.score: float | None = None
         self.agent_state: Any = None
+        self.visits = Visits()
         self.stop_signal: int | None = None
         self.saved_update = -1  # the update that the last checkpoint holds
         self.weights_read = 0  # when the weights that were last taken over were written, ns
@@ -214,7 +215,7 @@ class Session:
         self.step += environment.num_envs
         for episode in environment.pop_episodes():
             self.episodes += 1
-            self.logger.record('train', {'reward': episode.score, 'episode_length': episode.length})
+            self.logger.record('train', {'reward': episode.score, 'episode_length': episode.length} | self.visits.add(environment.visited(episode)))
         if not agent.overlap:
             self.learn()
 
@@ -257,7 +258,7 @@ class Session:
         step, clocks = self.step, self.clocks
         self.logger.tick(step, step * self.environment.action_repeat, self.agent.update_count)
         if not self.last_row_waits and clocks['log'].due(step):
-            self.logger.dump('train', **self.counters())
+            self.logger.dump('train', **self.counters(), metrics=self.visits.totals())
         if clocks['load'].due(step):
             self.reload_weights()
         # an offline run without an update since its last checkpoint has nothing new to save
@@ -302,7 +303,7 @@ class Session:
         try:
             Checkpoint.save(self.path, {
                 'step': self.step, 'learn_calls': self.learn_calls, 'learn_calls_owed': max(0, self.learn_calls_due() - self.learn_calls),
-                'episodes': self.episodes, 'score': self.score,
+                'episodes': self.episodes, 'score': self.score, 'visits': {'train': self.visits.state_dict(), 'eval': self.judge.visits.state_dict()},
                 'seed_steps': self.seed_steps, 'complete': self.complete, 'replay_kept': self.replay_kept or self.args.replay.save,
                 'agent': self.agent.state(), 'agent_state': self.agent_state, 'environment': None if self.args.offline else self.environment.state_dict(),
                 'replay': self.replay.state_dict(), 'logger': self.logger.state_dict(), 'clocks': {name: clock.last for name, clock in self.clocks.items()},
@@ -326,6 +327,8 @@ class Session:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step, self.learn_calls, self.episodes, self.score = state['step'], state['learn_calls'], state['episodes'], state['score']
+        for phase, visits in (('train', self.visits), ('eval', self.judge.visits)):
+            visits.load_state_dict(state.get('visits', {}).get(phase, {}))  # runs from before there were any go on
         if self.only_evaluates:
             return
         self.seed_steps, self.complete = state['seed_steps'], state['complete'] and self.finished
@@ -395,7 +398,7 @@ class Session:
             return
         self.complete = self.finished and not self.stopping
         if (self.complete or not self.last_row_waits) and self.clocks['log'].due(self.step, final=self.complete):
-            self.logger.dump('train', **self.counters())
+            self.logger.dump('train', **self.counters(), metrics=self.visits.totals())
         kept = self.args.replay.save or self.replay_kept
         if self.args.save:
             self.save()
