@@ -10,8 +10,8 @@ from tests.Datasets.test_atari import area
 MEMORY = {'montezuma_revenge': 3, 'pitfall': 1}
 RUN = np.array([[3, 3, 11], [4, 4, 12]])  # to the right and to the left, with a jump now and then
 # From the start of Montezuma's Revenge down to the floor, past the skull, up to the key, and with it out by a door: actions, as <action>x<agent steps>
-ESCAPE = ('14x1 16x6 4x1 1x1 2x4 11x2 13x23 8x14 9x8 4x2 17x5 4x9 2x2 4x7 2x13 17x4 9x7 15x1 12x6 17x4 1x3 16x3 13x9 4x8 3x3 16x4 0x9 16x5 4x4 6x6 0x2 12x1 6x8 '
-          '14x4 4x2 16x10 2x9 15x5 3x4 6x4 17x1 7x1 16x6 2x10 12x4 10x7 6x7 16x3 11x3 10x4 8x11 0x27 1x1 7x2 1x6 13x7 5x7 2x19 9x3 16x4')
+ESCAPE = '''14x1 16x6 4x1 1x1 2x4 11x2 13x23 8x14 9x8 4x2 17x5 4x9 2x2 4x7 2x13 17x4 9x7 15x1 12x6 17x4 1x3 16x3 13x9 4x8 3x3 16x4 0x9 16x5 4x4 6x6 0x2
+          12x1 6x8 14x4 4x2 16x10 2x9 15x5 3x4 6x4 17x1 7x1 16x6 2x10 12x4 10x7 6x7 16x3 11x3 10x4 8x11 0x27 1x1 7x2 1x6 13x7 5x7 2x19 9x3 16x4'''
 escape = [int(action) for run in ESCAPE.split() for action, count in [run.split('x')] for _ in range(int(count))]
 
 
@@ -85,7 +85,8 @@ def memory(environment, episode):
 
 
 @pytest.mark.parametrize('options', [
-    {'preset': 'v5'}, {'preset': 'classic', 'fire_reset': True}, {'preset': 'classic', 'action_repeat': 3, 'sticky_actions': 0.5}], ids=['v5', 'classic', 'other'])
+    {'preset': 'v5'}, {'preset': 'classic', 'fire_reset': True}, {'preset': 'classic', 'action_repeat': 3, 'sticky_actions': 0.5}],
+    ids=['v5', 'classic', 'other'])
 def test_rooms_are_those_in_the_memory_of_an_emulator_that_played_along(options):
     """Pitfall changes its room at the edge of the screen; running about passes some."""
     rng = np.random.default_rng(5)
