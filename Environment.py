@@ -7,7 +7,7 @@ What a lane does follows from its last seed and its actions since: enough to pla
 import atexit
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,32 @@ class Episode:
     length: int
     actions: np.ndarray
     before: tuple[np.ndarray, ...] = ()
+
+
+class Visits:
+    """Which places episodes visited, in suites that tell places apart (`Suite.visited`): how many in an episode, and how many ever.
+
+    Attributes:
+        ever: by kind of place, the numbers of all that were visited.
+    """
+
+    def __init__(self) -> None:
+        self.ever: dict[str, set[int]] = {}
+
+    def add(self, visited: Mapping[str, set[int]]) -> dict[str, float]:
+        """Counts an episode's places in. → how many of each kind it visited."""
+        for kind, places in visited.items():
+            self.ever[kind] = self.ever.get(kind, set()) | places
+        return {kind: float(len(places)) for kind, places in visited.items()}
+
+    def totals(self) -> dict[str, float]:
+        return {f'{kind}_total': float(len(places)) for kind, places in self.ever.items()}
+
+    def state_dict(self) -> dict[str, list[int]]:
+        return {kind: sorted(places) for kind, places in self.ever.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[int]]) -> None:
+        self.ever = {kind: set(places) for kind, places in state.items()}
 
 
 class Environment:
@@ -228,6 +254,10 @@ class Environment:
     def pop_episodes(self) -> list[Episode]:
         episodes, self._finished = self._finished, []
         return episodes
+
+    def visited(self, episode: Episode) -> dict[str, set[int]]:
+        """The places that a finished game visited, by kind; {} in most suites."""
+        return self.suite.visited(episode.lane, episode.seed, list(episode.actions), episode.before)
 
     def close(self) -> None:
         _open_environments.discard(self)

@@ -16,7 +16,7 @@ from Benchmarking.Video import write_video
 from Datasets.Replay import Replay
 from Datasets.Samples import Samples
 from Datasets.Suites.Names import LABELLED
-from Environment import Environment, Episode
+from Environment import Environment, Episode, Visits
 from Evaluation import evaluate, evaluate_labels, generate_images
 from Utils import Args
 
@@ -42,6 +42,7 @@ class Judge:
                  say: Callable[[str], None]) -> None:
         self.args, self.path, self.obs_spec, self.make_environment, self.stopped, self.say = args, path, trained.obs_spec, make_environment, stopped, say
         self.made: Environment | None = None
+        self.visits = Visits()  # of all evaluations; a checkpoint holds it
 
     def __call__(self, agent: Agent, replay: Replay | Samples | None, step: int, seed: int) -> dict[str, float] | None:
         """Judges the agent at a step. replay: what it learns from, if it does. → metrics, the run's score first; None when it was interrupted."""
@@ -72,8 +73,15 @@ class Games(Judge):
             self.video(episodes[0], step)
             if self.stopped():
                 return None
+        visited = []
+        for episode in episodes:
+            visited.append(self.environment.visited(episode))
+            if self.stopped():
+                return None
+        counts = [self.visits.add(places) for places in visited]
         scores, lengths = [episode.score for episode in episodes], [episode.length for episode in episodes]
-        return {'reward': float(np.mean(scores)), 'reward_std': float(np.std(scores)), 'episode_length': float(np.mean(lengths))}
+        metrics = {'reward': float(np.mean(scores)), 'reward_std': float(np.std(scores)), 'episode_length': float(np.mean(lengths))}
+        return metrics | {kind: float(np.mean([count[kind] for count in counts])) for kind in counts[0]} | self.visits.totals()
 
     def video(self, episode: Episode, step: int) -> None:
         frames = self.environment.suite.render_episode(episode.seed, list(episode.actions), episode.before)

@@ -31,7 +31,7 @@ from Datasets.RunReplay import RunReplay, anew
 from Datasets.Samples import Samples
 from Datasets.Suites import make
 from Datasets.Suites.Names import LABELLED
-from Environment import Environment, dealt
+from Environment import Environment, Visits, dealt
 from Hparams.Check import PASSES
 from Hparams.Parts import check_parts, recipes, without_use
 from Judges import judge_of
@@ -88,6 +88,7 @@ class Session:
         self.replay_anew = self.replay_kept = False  # of a resumed run: its replay was not kept; it had ended, and was
         self.score: float | None = None
         self.agent_state: Any = None
+        self.visits = Visits()
         self.stop_signal: int | None = None
         self.saved_update = -1  # the update that the last checkpoint holds
         self.weights_read = 0  # when the weights that were last taken over were written, ns
@@ -267,7 +268,7 @@ class Session:
         self.step += self.args.num_envs
         for episode in environment.pop_episodes():
             self.episodes += 1
-            self.logger.record('train', {'reward': episode.score, 'episode_length': episode.length})
+            self.logger.record('train', {'reward': episode.score, 'episode_length': episode.length} | self.visits.add(environment.visited(episode)))
         if not agent.overlap:
             self.learn()
 
@@ -324,17 +325,18 @@ class Session:
         """What all processes recorded since the last row comes to the first."""
         if Parallel.world_size == 1:
             return
-        mine = None if Parallel.is_main() else {'train': self.logger.take('train'), 'episodes': self.episodes}
+        mine = None if Parallel.is_main() else {'train': self.logger.take('train'), 'episodes': self.episodes, 'visits': self.visits.state_dict()}
         for other in filter(None, Parallel.gather(mine) or ()):
             self.logger.merge('train', other['train'])
             self.episodes += other['episodes']
+            self.visits.add({kind: set(places) for kind, places in other['visits'].items()})
         if not Parallel.is_main():
             self.episodes = 0
 
     def write_row(self) -> None:
         self.pool_records()
         if isinstance(self.logger, Logger):
-            self.logger.dump('train', **self.counters())
+            self.logger.dump('train', **self.counters(), metrics=self.visits.totals())
 
     def evaluate(self) -> None:
         """What the run's judge says of the agent now; training notices nothing. The first process judges, the others wait where they need it next."""
@@ -387,6 +389,7 @@ class Session:
                     Checkpoint.save(self.path, {
                         'step': self.step, 'learn_calls': self.learn_calls, 'learn_calls_owed': max(0, self.learn_calls_due() - self.learn_calls),
                         'episodes': self.episodes, 'score': self.score,
+                        'visits': {'train': self.visits.state_dict(), 'eval': self.judge.visits.state_dict()},
                         'seed_steps': self.seed_steps, 'complete': self.complete, 'replay_kept': self.replay_kept or self.args.replay.save,
                         'agent': self.agent.state(), 'processes': processes, 'logger': self.logger.state_dict(),
                         'clocks': {name: clock.last for name, clock in self.clocks.items()}, 'graft_version': VERSION,
@@ -443,6 +446,8 @@ class Session:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step, self.learn_calls, self.episodes, self.score = state['step'], state['learn_calls'], state['episodes'], state['score']
+        for phase, visits in (('train', self.visits), *([('eval', self.judge.visits)] if Parallel.is_main() else [])):
+            visits.load_state_dict(state.get('visits', {}).get(phase, {}))  # runs from before there were any go on
         if self.only_evaluates:
             return
         self.seed_steps, self.complete = state['seed_steps'], state['complete'] and self.finished

@@ -179,6 +179,7 @@ def help_text() -> str:
 
 suites    {', '.join(f'task={suite}/…' for suite in FIND)}
           atari: any game ale-py ships; dmc: any task of dm_control.suite, obs=pixels|state; gym: any Gymnasium id with Box or Discrete spaces
+          mario: any id of gym-super-mario-bros, which is installed by hand
 agents    {shipped}; your own: Agent=my_package.MyAgent
 
 flags     train_steps=N seed=N num_envs=N          how long, which seed, how many lanes

@@ -76,7 +76,7 @@ def test_command_line_beats_paper_beats_agent_beats_task_beats_args(monkeypatch)
 PRESETS = [file.relative_to(FOLDER) for group in ('task', 'Agent', 'paper') for file in sorted((FOLDER / group).glob('**/*.yaml'))]
 TABLES = {name: Path('paper', f'{name}.yaml') for name in ('dmc', 'classify', 'generate')}
 PRESETS = [preset for preset in PRESETS if preset not in TABLES.values()]
-EXAMPLES = {'atari': 'pong', 'dmc': 'acrobot_swingup', 'gym': 'Acrobot', 'classify': 'mnist'}
+EXAMPLES = {'atari': 'pong', 'dmc': 'acrobot_swingup', 'gym': 'Acrobot', 'classify': 'mnist', 'mario': 'super_mario_bros'}
 
 
 @pytest.mark.parametrize('preset', PRESETS, ids=str)

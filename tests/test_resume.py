@@ -46,6 +46,9 @@ CASES = {
     'breakout_4': ('atari/breakout', ('num_envs=4', 'train_steps=440', SOFTMAX, AFTER, *LIVES), [
         Shot(9, 'Replay.add', 97),
         Shot(800, 'Session.learn', 16)]),
+    'pitfall': ('atari/pitfall', ('Agent=Random', 'num_envs=2', 'train_steps=480', 'evaluate_per_steps=160', 'environment.preset=v5'), [
+        Shot(40, 'Rooms.__call__', 5),  # while an episode's rooms are looked for
+        Shot(9, 'Session.advance', 31)]),
     'control_state': ('dmc/cheetah_run', ('obs=state', 'Agent=AuxiSAC', 'num_envs=2', 'action_repeat=4'), [
         Shot(40, 'Auxiliary.learn', 60),
         Shot(10, 'DMC.recv', 71)]),

@@ -17,6 +17,8 @@ from Datasets.Suites.Suite import Suite, Transition, check_at_least, given
 
 try:
     from ale_py.vector_env import AtariVectorEnv
+
+    from Datasets.Suites.Rooms import ROOM_BYTES, Rooms
 except ImportError as error:
     raise ImportError(f'task=atari/... needs ale-py, which brings the games with it: pip install ale-py==0.12.1 ({error})') from error
 
@@ -73,6 +75,7 @@ class Atari(Suite):
         fire_reset: press fire once at an episode's start in games that wait for it.
         grayscale: luminance (1, H, W) instead of colour (3, H, W).
         screen_size: height and width of a frame.
+        rooms: tell the rooms that an episode visited; by default in the games of which it is known where they keep it.
     """
 
     reseed_steps = 10_000  # a seeded reset makes the engine load its game anew: 66 ms, as long as 270 agent steps; others take 3 ms
@@ -80,11 +83,13 @@ class Atari(Suite):
     def __init__(self, task: str, num_envs: int, *, train: bool = True, num_threads: int = 0, action_repeat: int = 4, frame_stack: int = 4,
                  stack_pad: str = 'zeros', sticky_actions: float = 0.0, life_loss: bool = True, noop_max: int = 30, max_pool: bool = True,
                  max_frames: int = 108_000, full_action_space: bool = False, fire_reset: bool = False, grayscale: bool = True,
-                 screen_size: int = 84) -> None:
+                 screen_size: int = 84, rooms: bool | None = None) -> None:
         check_at_least(1, num_envs=num_envs, action_repeat=action_repeat, frame_stack=frame_stack, max_frames=max_frames, screen_size=screen_size)
         check_at_least(0, num_threads=num_threads, noop_max=noop_max)
         if not 0 <= sticky_actions < 1:
             raise ValueError(f'environment.sticky_actions={sticky_actions!r}: expected a probability below 1, such as 0.25')
+        if rooms and task not in ROOM_BYTES:
+            raise ValueError(f'environment.rooms=true: it is not known where atari/{task} keeps its room; it is for {", ".join(ROOM_BYTES)}')
         # What a video's emulator shares with the lanes. `noop_max + 1`: the engine draws below its bound
         self.engine: dict[str, Any] = {
             'frameskip': action_repeat, 'repeat_action_probability': float(sticky_actions), 'noop_max': noop_max + 1, 'maxpool': max_pool,
@@ -92,6 +97,7 @@ class Atari(Suite):
             'stack_num': 1, 'reward_clipping': False, 'episodic_life': False}
         obs_spec = ObsSpec((1 if grayscale else 3, screen_size, screen_size), torch.uint8, frame_stack=frame_stack, stack_pad=stack_pad)
         self.grayscale, self.life_loss = grayscale, life_loss and train
+        self.rooms = Rooms(task, self.engine) if task in ROOM_BYTES and rooms is not False else None
         env: Any = AtariVectorEnv(task, num_envs, num_threads=num_threads, grayscale=grayscale, img_height=screen_size, img_width=screen_size,
                                   **self.engine)
         self.env = env
@@ -127,6 +133,9 @@ class Atari(Suite):
     def frames(self, obs: np.ndarray) -> np.ndarray:
         """(N, 1, H, W) or (N, 1, H, W, 3) → (N, C, H, W). The engine hands over new memory with each step: no copy."""
         return obs if self.grayscale else np.ascontiguousarray(np.moveaxis(obs[:, 0], -1, 1))
+
+    def visited(self, lane: int, seed: int, actions: Sequence[Any], before: Sequence[Any] = ()) -> dict[str, set[int]]:
+        return {} if self.rooms is None else {'rooms': self.rooms(lane, seed, actions, before)}
 
     def render_episode(self, seed: int, actions: Sequence[Any], before: Sequence[Any] = ()) -> Iterator[np.ndarray]:
         """The episode in colour and at the console's resolution, from the same seed and actions in an emulator of its own."""

@@ -123,8 +123,8 @@ class DMC(Suite):
         return np.minimum(np.maximum(actions, np.float64(-1)), 1) * self.half + self.middle
 
     def recv(self) -> Transition:
-        answer = self.workers.recv() if self.workers else self.block.step(self.sent)
-        return Transition(self.shown.copy(), *answer, self.no_life_lost)
+        reward, terminated, truncated = self.workers.recv() if self.workers else self.block.step(self.sent)
+        return Transition(self.shown.copy(), reward, terminated, truncated, self.no_life_lost)
 
     def get_state(self) -> list[dict[str, Any]]:
         return (self.workers or self.block).get_state()

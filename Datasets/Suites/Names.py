@@ -106,6 +106,20 @@ def find_classify(name: str) -> str:
     return match(name, classify_tasks(), 'classify')
 
 
+def mario_tasks() -> list[str]:
+    """The ids of gym-super-mario-bros 7.4.0, which need not be installed. v0 to v3 are ways to draw the same game."""
+    games = [('SuperMarioBros', 4), ('SuperMarioBros2', 2), ('SuperMarioBrosRandomStages', 4)]
+    games += [(f'SuperMarioBros-{world}-{stage}', 4) for world in range(1, 9) for stage in range(1, 5)]
+    return [f'{game}-v{version}' for game, versions in games for version in range(versions)]
+
+
+def find_mario(name: str) -> str:
+    """Canonical id: `super_mario_bros` and `SuperMarioBros` are `SuperMarioBros-v0`. Raises: ValueError."""
+    names = mario_tasks()
+    first = f'{name}-v0'
+    return match(first if squash(first) in map(squash, names) else name, names, 'mario')
+
+
 def match(name: str, names: list[str], suite: str) -> str:
     for candidate in names:
         if squash(candidate) == squash(name):
@@ -114,8 +128,9 @@ def match(name: str, names: list[str], suite: str) -> str:
     raise ValueError(f'task={suite}/{name}: no such task; nearest: {close}')
 
 
-TASKS: dict[str, Callable[[], list[str]]] = {'atari': atari_tasks, 'dmc': dmc_tasks, 'gym': gym_tasks, 'classify': classify_tasks}
-FIND: dict[str, Callable[[str], str]] = {'atari': find_atari, 'dmc': find_dmc, 'gym': find_gym, 'classify': find_classify}
+TASKS: dict[str, Callable[[], list[str]]] = {'atari': atari_tasks, 'dmc': dmc_tasks, 'gym': gym_tasks, 'classify': classify_tasks,
+                                           'mario': mario_tasks}
+FIND: dict[str, Callable[[str], str]] = {'atari': find_atari, 'dmc': find_dmc, 'gym': find_gym, 'classify': find_classify, 'mario': find_mario}
 
 
 def find_task(task: str) -> tuple[str, str]:

@@ -79,6 +79,15 @@ class Suite:
         """
         raise NotImplementedError
 
+    def visited(self, lane: int, seed: int, actions: Sequence[Any], before: Sequence[Any] = ()) -> dict[str, set[int]]:
+        """The places that a finished episode visited, by kind of place, where the suite tells places apart: a game's rooms by their numbers.
+
+        Args:
+            lane: global index. A lane's episodes are best asked for in their order.
+            seed, actions, before: as `render_episode`'s.
+        """
+        return {}
+
     def broken_lane(self, error: BaseException) -> int | None:
         """The lane in which `error` arose, where that can be known."""
         return getattr(error, 'lane', None)

@@ -20,16 +20,12 @@ import numpy as np
 class Lanes(Protocol):
     """What a process works on: a block of lanes that show themselves in the array they were given.
 
-    A failure of one carries its number within the block as `lane`."""
+    A failure of one carries its number within the block as `lane`. Where a lane can save its state: `get_state() -> list`, `set_state(states)`."""
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> None: ...
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """→ reward (n,) float32, terminated (n,), truncated (n,) bool."""
-
-    def get_state(self) -> list[Any]: ...
-
-    def set_state(self, states: Sequence[Any]) -> None: ...
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """→ reward (n,) float32, terminated (n,), truncated (n,) bool, and what else its suite knows of."""
 
     def close(self) -> None: ...
 
@@ -85,10 +81,10 @@ class Workers:
             self._send(k, 'step', actions[part])
         self.waiting = len(self.parts)
 
-    def recv(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        reward, terminated, truncated = zip(*self._answers(range(len(self.parts))), strict=True)
+    def recv(self) -> tuple[np.ndarray, ...]:
+        told = zip(*self._answers(range(len(self.parts))), strict=True)
         self.waiting = 0
-        return np.concatenate(reward), np.concatenate(terminated), np.concatenate(truncated)
+        return tuple(np.concatenate(arrays) for arrays in told)
 
     def get_state(self) -> list[Any]:
         for k in range(len(self.parts)):

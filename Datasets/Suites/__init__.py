@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from Datasets.Suites.Suite import Suite
 
-MODULES = {'atari': 'Atari', 'dmc': 'DMC', 'gym': 'Gym', 'classify': 'Classify'}
+MODULES = {'atari': 'Atari', 'dmc': 'DMC', 'gym': 'Gym', 'classify': 'Classify', 'mario': 'Mario'}
 
 
 def make(suite: str, task: str, num_envs: int, **options: Any) -> Suite:
     """Builds a task of a suite.
 
     Args:
-        suite: 'atari', 'dmc', 'gym', 'classify', in any case.
+        suite: 'atari', 'dmc', 'gym', 'classify', 'mario', in any case.
         task: in any spelling that the suite's `find_task` knows.
         num_envs: lanes.
         options: see the suite's `make`; None leaves an option at its default.

@@ -250,7 +250,8 @@ CLASSIC = {'num_envs': 8, 'lr': 1e-3, 'discount': 0.98, 'rollout_steps': 32, 'ep
 
 
 @pytest.mark.parametrize('task, expected', [
-    ('task=atari/pong', ATARI), ('task=gym/HalfCheetah-v5', CONTROL), ('task=dmc/cartpole_swingup obs=state', CONTROL), ('task=gym/CartPole-v1', CLASSIC)], ids=str)
+    ('task=atari/pong', ATARI), ('task=gym/HalfCheetah-v5', CONTROL), ('task=dmc/cartpole_swingup obs=state', CONTROL),
+    ('task=gym/CartPole-v1', CLASSIC)], ids=str)
 def test_presets_are_those_of_published_tables(task, expected):
     values = compose_args([*task.split(), 'Agent=PPO'])
     assert {key: values['agent'].get(key, values.get(key)) for key in expected} == expected
