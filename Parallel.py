@@ -53,7 +53,7 @@ def start(device: str) -> str:
         if gpus and not enough and local == 0:
             print(f'{here} processes share {gpus} GPUs, and exchange gradients through main memory', flush=True)
         dist.init_process_group('cpu:gloo,cuda:nccl' if enough else 'gloo', timeout=PATIENCE)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
+        rank, world_size = dist.get_rank(), dist.get_world_size()
     if not gpus:
         return device
     torch.cuda.set_device(local % gpus)
