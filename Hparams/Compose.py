@@ -188,6 +188,7 @@ flags     train_steps=N seed=N num_envs=N          how long, which seed, how man
           evaluate_per_steps=N evaluate_episodes=N log_video=true
           save_per_steps=N replay.save=true offline=true
           precision=bf16 compile=true device=cuda
+          profile=torch|line|scalene               where the time goes
           aux=NAME aux=[NAME,NAME] aux.NAME.KEY=…  auxiliary losses, on any agent: {', '.join(losses())}; your own: aux=my_package.MyLoss
           encoder=auto|pixel|nature|mlp|ofe|identity
           Eyes=NAME Aug=NAME agent.KEY=… +agent.KEY=… environment.KEY=…
