@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import inspect
 import io
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +97,11 @@ class TorchProfiler(Profiler):
 
     def write(self, stem: Path) -> list[Dear]:
         file = stem.with_name(f'{stem.name}.pt.trace.json.gz')  # the name that TensorBoard's plug-in looks for
-        self.profile.export_chrome_trace(str(file))
+        with tempfile.TemporaryDirectory() as folder:  # torch itself compresses line by line, of which there are millions
+            plain = Path(folder, 'trace.json')
+            self.profile.export_chrome_trace(str(plain))
+            with plain.open('rb') as source, gzip.open(file, 'wb', compresslevel=5) as target:
+                shutil.copyfileobj(source, target, 1 << 20)
         self.advice = f'{file}: open it in ui.perfetto.dev; or pip install torch-tb-profiler, then tensorboard --logdir {stem.parent}'
         # 1e-6: µs. What a CPU waits for is a kernel's time on an accelerator
         own = 'self_device_time_total' if self.device.type == 'cuda' else 'self_cpu_time_total'
