@@ -1,12 +1,13 @@
 """`profile=scalene`: scalene has to be there when a process begins, so the same command runs again in a process under scalene, and its file is read here.
 
-Memory is left out, as it takes another allocator; who wants it, or any other of scalene's options, begins it by hand (README), and it is found there.
+Memory is left out: with torch it takes minutes. Who wants other options of scalene's begins it by hand (README), and it is found there.
 Loads no torch while it waits.
 """
 from __future__ import annotations
 
 import json
 import os
+import posix
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,13 @@ def check_scalene(profile: str | None) -> None:
     """Raises: ValueError: a run that is to be profiled by scalene was begun without."""
     if profile == 'scalene' and not runs_under_scalene():
         raise ValueError('profile=scalene: scalene has to be there when the process begins, as python Run.py … profile=scalene sees to')
+    if profile == 'scalene':
+        os.register_at_fork(after_in_child=leave_plainly)
+
+
+def leave_plainly() -> None:
+    """In a lane's process: scalene's own os._exit raises SystemExit instead, which would go through all that the fork has on its stack, the run included."""
+    setattr(os, '_exit', posix._exit)  # noqa: B010  mypy would not have a function assigned
 
 
 def launch(arguments: Sequence[str]) -> int:
