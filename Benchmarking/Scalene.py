@@ -24,7 +24,8 @@ RUN = Path(__file__).parents[1] / 'Run.py'
 
 
 def runs_under_scalene() -> bool:
-    return 'scalene.scalene_profiler' in sys.modules
+    """Whether this process was begun with scalene, by `launch` or by hand; merely to have imported it is not enough."""
+    return STEM_FILE in os.environ or any(Path(word).name == 'scalene' for word in sys.orig_argv[1:3])
 
 
 def check_scalene(profile: str | None) -> None:
