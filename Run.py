@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from Benchmarking.Scalene import launch, runs_under_scalene
 from Hparams.Compose import explain, help_text, key_of, losses_of, plain_args, quoted, swept, unbound
 from Hparams.Registry import register
 
@@ -73,6 +74,10 @@ def composed(config: DictConfig) -> float | None:
     own_job = [one.lstrip('+') for one in job if not own or key_of(one) in own]
     try:
         values = plain_args(config, hydra_config, losses_of(sys.argv[1:]) if 'aux' in own else ())
+        if values['profile'] == 'scalene' and not runs_under_scalene():
+            if job:
+                raise ValueError('profile=scalene with -m: scalene profiles one process; one run at a time')
+            sys.exit(launch(sys.argv[1:]))
         return run(values, ','.join(one for one in own_job if key_of(one) not in NAMED), sweep=bool(job))
     except Exception as error:  # told here: Hydra would add lines of its own
         tell(error, f'{" ".join(own_job)}: ' if job else '')

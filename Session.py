@@ -25,7 +25,9 @@ from Benchmarking.Curves import NothingToPlot
 from Benchmarking.Folder import Folder, Guest, holds_run, own_folder, run_folder, safe
 from Benchmarking.Logger import Logger
 from Benchmarking.Plot import plot
+from Benchmarking.Profile import Profile
 from Benchmarking.Recorder import Recorder
+from Benchmarking.Scalene import check_scalene
 from Datasets.Replay import Replay
 from Datasets.RunReplay import RunReplay, anew
 from Datasets.Samples import Samples
@@ -79,6 +81,7 @@ class Session:
         if args.deterministic:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         check_parts(args)
+        check_scalene(args.profile)
 
         # counters; a checkpoint holds them
         self.step = self.learn_calls = self.episodes = 0
@@ -89,7 +92,8 @@ class Session:
         self.score: float | None = None
         self.agent_state: Any = None
         self.visits = Visits()
-        self.stop_signal: int | None = None
+        self.stop_signal: int | None = None  # 0: the run ends itself, having been profiled
+        self.profile: Profile | None = None
         self.saved_update = -1  # the update that the last checkpoint holds
         self.weights_read = 0  # when the weights that were last taken over were written, ns
 
@@ -161,6 +165,8 @@ class Session:
         self.replay_kept = state is not None and (state['replay_kept'] or (ended and not self.complete))
         if state and not (self.only_evaluates or self.finished):
             self.folder.write_config(args)
+        if args.profile:
+            self.profile = Profile(self)
 
     # --- building
 
@@ -515,15 +521,15 @@ class Session:
         if Parallel.world_size == 1:
             return self.stopping
         if (now or self.turns % AGREE == 0) and Parallel.any_of(self.stopping):
-            self.stop_signal = self.stop_signal or signal.SIGTERM
+            self.stop_signal = signal.SIGTERM if self.stop_signal is None else self.stop_signal
             self.agreed = True
         return self.agreed
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Ends the run at the next turn of the loop, saved and plotted; asked twice, at once."""
-        if self.stopping and Parallel.world_size == 1:  # torchrun hands on what its processes have heard already
+        if self.stop_signal and Parallel.world_size == 1:  # torchrun hands on what its processes have heard already
             raise KeyboardInterrupt
-        first, self.stop_signal = not self.stopping, number
+        first, self.stop_signal = not self.stop_signal, number
         if not (first and Parallel.is_main()):
             return
         # straight to the system: the signal may have come in the middle of a print, which cannot be entered twice
@@ -534,6 +540,8 @@ class Session:
         """Saves and plots; after the last step the replay goes, unless it is to be kept."""
         if self.only_evaluates:
             return
+        if self.profile:
+            self.profile.end()
         self.complete = self.finished and not self.stopping
         if (self.complete or not self.last_row_waits) and self.clocks['log'].due(self.step, final=self.complete):
             self.write_row()
@@ -543,11 +551,13 @@ class Session:
         elif kept and not self.args.offline:
             self.replay.sync()
         self.plot()
+        if self.profile:
+            self.profile.write()
         if self.complete and not (self.args.offline or kept):
             self.replay.discard()
 
     def close(self) -> None:
-        for part in ('environment', 'judge', 'replay', 'logger', 'folder'):
+        for part in ('profile', 'environment', 'judge', 'replay', 'logger', 'folder'):
             if getattr(self, part, None) is not None:
                 getattr(self, part).close()
 

@@ -163,7 +163,7 @@ class Folder:
             return [f'{self.path / "config.yaml"} cannot be read: the settings of the run that was begun are not known']
         now = flatten(to_plain(args))
         ignored = ['load', 'overwrite', 'train_steps', 'debug', 'logger', 'plotting', 'threads', 'env_threads', 'log_video', 'video']
-        ignored += [steps for passes, steps in PASSES.items() if args.get(passes) is not None]  # which follow from them
+        ignored += ['profile', 'profile_updates', *(steps for passes, steps in PASSES.items() if args.get(passes) is not None)]  # which follow from them
         return [
             f'{key}: {before.get(key)} → {now.get(key)}'
             for key in sorted(before.keys() | now.keys())

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ TEXTS = ('root', 'replay.path', 'load_path', 'plotting.reference', 'Dataset.root
 PATTERNS = ('plotting.plot_experiments', 'plotting.plot_agents', 'plotting.plot_suites', 'plotting.plot_tasks')
 CHOICES: dict[str, tuple[Any, ...]] = {'precision': ('fp32', 'bf16'), 'replay.store': ('auto', 'map', 'ram', 'device'),
                                        'replay.sampler': (None, 'uniform', 'epoch'), 'obs': (None, 'pixels', 'state'),
+                                       'profile': (None, 'torch', 'line', 'scalene'),
                                        'encoder': ('auto', 'pixel', 'nature', 'cnn', 'mlp', 'ofe', 'identity')}
 PASSES = {'train_epochs': 'train_steps', 'evaluate_per_epochs': 'evaluate_per_steps', 'lr_decay_epochs': 'lr_decay_steps'}  # over data, and what they come to
 FRACTIONS = ('lr', 'weight_decay', 'reward_clip', 'grad_clip', 'replay.wait')  # numbers whose default is whole or null
+PACKAGES = {'line': ('line_profiler', 'line_profiler==5.1.0'), 'scalene': ('scalene', 'scalene==2.4.0')}  # of profile=: module, what pip installs
 FREE = ('replay.transform.', 'Dataset.', 'TestDataset.')  # arguments of what the user names
 COUNTS = ('frame_stack', 'action_repeat', 'image_size', 'evaluate_envs', 'plotting.steps', 'train_epochs', 'evaluate_per_epochs',
-          'lr_decay_epochs')  # whole numbers whose default is null
+          'lr_decay_epochs', 'profile_updates')  # whole numbers whose default is null
 ONE_OR_MORE = ('num_envs', 'batch_size', 'nstep', 'updates_per_learn', 'replay.capacity', 'evaluate_episodes', 'evaluate_envs', 'frame_stack',
-               'action_repeat', 'image_size', 'hidden_dim', 'trunk_dim', 'encoder_hidden_dim', 'encoder_layers', 'video.fps')
+               'action_repeat', 'image_size', 'hidden_dim', 'trunk_dim', 'encoder_hidden_dim', 'encoder_layers', 'video.fps', 'profile_updates')
 ZERO_OR_MORE = ('train_steps', 'seed_steps', 'explore_steps', 'learn_per_steps', 'learn_steps_after', 'evaluate_per_steps', 'log_per_steps',
                 'plot_per_steps', 'save_per_steps', 'load_per_steps', 'lr', 'weight_decay', 'lr_decay_steps', 'seed', 'replay.wait', 'train_epochs',
                 'evaluate_per_epochs', 'lr_decay_epochs')
@@ -63,6 +66,7 @@ def check(values: dict[str, Any]) -> None:
     if len(values['explore']) > 1:
         raise ConfigError(f'explore={",".join(values["explore"])}: expected one bonus for exploration')
     check_patterns(flatten(values))
+    check_profile(values)
     if values['evaluate_envs'] is None:
         values['evaluate_envs'] = max(n for n in range(1, 9) if values['evaluate_episodes'] % n == 0)
     if values['evaluate_episodes'] % values['evaluate_envs']:
@@ -224,6 +228,17 @@ def check_patterns(flat: Mapping[str, Any]) -> None:
     reference = flat['plotting.reference']
     if reference and not Path(reference).is_file():
         raise ConfigError(f'plotting.reference={reference}: no such file')
+
+
+def check_profile(values: Mapping[str, Any]) -> None:
+    name = values['profile']
+    if name is None and values['profile_updates'] is not None:
+        raise ConfigError(f'profile_updates={values["profile_updates"]}: of which profiler? profile=torch, line or scalene')
+    if name and not (values['train_steps'] and (values['learn_per_steps'] or values['learn_steps_after'])):
+        raise ConfigError(f'profile={name}: updates are profiled, and there are none with train_steps={values["train_steps"]} '
+                          f'learn_per_steps={values["learn_per_steps"]}')
+    if name in PACKAGES and find_spec(PACKAGES[name][0]) is None:
+        raise ConfigError(f'profile={name} needs {PACKAGES[name][0]}: pip install {PACKAGES[name][1]}')
 
 
 # --- trees

@@ -189,6 +189,7 @@ flags     train_steps=N seed=N num_envs=N          how long, which seed, how man
           evaluate_per_steps=N evaluate_episodes=N log_video=true
           save_per_steps=N replay.save=true offline=true
           precision=bf16 compile=true device=cuda
+          profile=torch|line|scalene               where the time goes
           aux=NAME aux=[NAME,NAME] aux.NAME.KEY=…  auxiliary losses, on any agent: {names('aux')}; your own: aux=my_package.MyLoss
           explore=NAME explore.NAME.KEY=…          a bonus for what is new, on any agent: {names('explore')}; your own: explore=my_package.MyBonus
           encoder=auto|pixel|nature|mlp|ofe|identity

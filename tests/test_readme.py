@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 
 from Benchmarking import Plot
-from Hparams.Check import defaults
+from Hparams.Check import PACKAGES, defaults
 from tests.conftest import ROOT
 
 README = ROOT / 'README.md'
@@ -94,6 +94,9 @@ def test_command_of_the_readme(graft, command):
     if {'--help', '-h'} & set(command):
         assert graft.main(*command).code == 0
         return
+    for name, (package, _) in PACKAGES.items():
+        if f'profile={name}' in command:
+            pytest.importorskip(package)
     for word in command:  # weights of a run that the reader has
         if word.startswith('load_path='):
             source = graft.run('experiment=Source', *[other for other in command if other.startswith(('task=', 'Agent='))])

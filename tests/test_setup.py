@@ -81,7 +81,7 @@ def test_conda_installs_the_lock():
 def test_project_metadata():
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())
     assert project['project']['name'] == 'graft' and project['tool']['setuptools']['dynamic']['dependencies']['file'] == ['requirements.lock']
-    assert {'atari-roms', 'mario', 'timm', 'torchmetrics', 'wandb', 'optuna', 'launchers'} <= project['project']['optional-dependencies'].keys()
+    assert {'atari-roms', 'mario', 'timm', 'torchmetrics', 'wandb', 'profile', 'optuna', 'launchers'} <= project['project']['optional-dependencies'].keys()
     assert (ROOT / 'LICENSE').read_text().startswith('MIT License')
 
 
