@@ -1,4 +1,4 @@
-"""What two processes compute together, beside what one computes alone: run by test_parallel.py under torchrun, `-m tests.ranks FILE`."""
+"""What two processes compute together, beside what one computes alone: run by test_parallel.py under torchrun, `-m tests.ranks FILE [PART OF A NAME]`."""
 import copy
 import json
 import sys
@@ -10,6 +10,7 @@ from torch import nn
 
 import Parallel
 import Run
+from Benchmarking.Folder import run_folder
 from Blocks.Losses import standardised
 from Blocks.Normalisers import LANE_BUFFERS, ReturnNormaliser, RunningMoments
 from Datasets.Batch import Batch
@@ -21,7 +22,7 @@ from tests.Blocks.losses import attached, recipe
 from tests.Blocks.test_exploration import RECIPE
 from tests.Datasets.test_samples import make as made_samples
 from tests.runs import checkpoint, folder, values
-from Utils import optimise
+from Utils import Args, optimise
 
 RTOL, ATOL = 1e-5, 1e-6
 
@@ -345,19 +346,21 @@ def digits_are_learned_as_by_one():
                'num_envs=2', 'save_per_steps=0')
     Run.run(values(f'{root}/two', *options))
     Parallel.any_of(True)  # both are through
-    if Parallel.is_main():
-        with Parallel.alone():
-            Run.run(values(f'{root}/one', *options))
-            two, one = (checkpoint_weights(f'{root}/{name}', options) for name in ('two', 'one'))
-            for name, value in one.items():
-                if value.is_floating_point():
-                    close(two[name], value, 1e-3, 2e-5)
-    Parallel.any_of(True)
+    try:
+        if Parallel.is_main():
+            with Parallel.alone():
+                Run.run(values(f'{root}/one', *options))
+                two, one = (checkpoint_weights(f'{root}/{name}', options) for name in ('two', 'one'))
+                for name, value in one.items():
+                    if value.is_floating_point():
+                        close(two[name], value, 1e-3, 2e-5)
+    finally:
+        Parallel.any_of(True)
 
 
 def checkpoint_weights(root, options):
     import Checkpoint
-    return Checkpoint.read(folder(values(root, *options)) / Checkpoint.NEWEST)['agent']['weights']
+    return Checkpoint.read(run_folder(Args(values(root, *options))) / Checkpoint.NEWEST)['agent']['weights']
 
 
 CHECKS = [value for value in list(globals().values()) if getattr(value, '__module__', '') == __name__ and value.__code__.co_argcount == 0]
@@ -369,6 +372,8 @@ def main():
     Parallel.start('cpu')
     told = {}
     for check in CHECKS:
+        if len(sys.argv) > 2 and sys.argv[2] not in check.__name__:
+            continue
         try:
             check()
             told[check.__name__] = ''
@@ -376,7 +381,7 @@ def main():
             told[check.__name__] = f'process {Parallel.rank}: {traceback.format_exc()}'
     both = Parallel.gather(told)
     if both:
-        joined = {name: both[0][name] + both[1][name] for name in NAMES}
+        joined = {name: both[0][name] + both[1][name] for name in told}
         with open(sys.argv[1], 'w') as file:
             json.dump(joined, file)
     Parallel.stop()

@@ -70,7 +70,7 @@ CASES = {
         Shot(9, 'Agent.bonuses', 31),
         Shot(20, 'Bonus.learn_drawn', 40)]),
     'random': ('gym/Pendulum-v1', ('Agent=Random', 'num_envs=3', 'train_steps=600'), [
-        Shot(3, 'Session.save', 16)]),
+        Shot(3, 'Saving.save', 16)]),
 }
 
 
@@ -184,7 +184,7 @@ def test_a_longer_train_steps_goes_on(keep, tmp_path):
     assert checkpoint(run)['agent']['update_count'] == (200 - 40) // 4 + 30
     longer = run | {'load': True, 'train_steps': 400}
     if keep == 'replay.save=false':  # killed before the replay that fills anew was ever saved
-        for inside in ('Replay.begin', 'Session.save'):
+        for inside in ('Replay.begin', 'Saving.save'):
             assert start(longer, Shot(12, inside)).code == -signal.SIGKILL
     assert start(longer, Shot(5, 'Session.advance', 90)).code == -signal.SIGKILL
     complete(longer)

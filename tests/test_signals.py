@@ -51,7 +51,7 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_undisturbed(place, tmp_pa
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_leaves_at_once(number, tmp_path):
     whole, stopped = (values(tmp_path / name, 'gym/CartPole-v1', 'replay.capacity=60') for name in ('whole', 'stopped'))
-    outcome = start(stopped, Shot(5, 'Session.advance', 155, number), Shot(30, 'Session.save', 1, number))
+    outcome = start(stopped, Shot(5, 'Session.advance', 155, number), Shot(30, 'Saving.save', 1, number))
     assert outcome.code == 128 + number and 'Traceback' not in outcome.said, outcome
     assert Checkpoint.load(folder(stopped))[0]['step'] == 140, 'nothing was saved any more'
     complete(whole)
