@@ -25,7 +25,7 @@ rank, world_size = 0, 1  # which of how many processes this is
 
 
 class Gone(OSError):
-    """Another process of the run has ended."""
+    """Another process of the run has ended. It has been said."""
 
 
 class Elsewhere(ValueError):
@@ -119,8 +119,10 @@ def together() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, dist.DistBackendError) as error:
-        raise Gone(f'another process of this run has ended (process {rank} of {world_size} heard: {str(error).splitlines()[0][:120]}); '
-                   'what was saved last is intact, load=true goes on from there') from error
+        line = (f'another process of this run has ended (process {rank} of {world_size} heard: {str(error).splitlines()[0][:120]}); '
+                'what was saved last is intact, load=true goes on from there')
+        os.write(2, f'{line}\n'.encode())  # at once: torchrun is about to end this process too
+        raise Gone(line) from error
 
 
 def sum_up(x: Tensor) -> Tensor:

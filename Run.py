@@ -119,6 +119,8 @@ def tell(error: Exception, job: str = '', line: str = '') -> None:
     """Says what is wrong. Of several processes that torchrun started, the first tells what all of them find in the command line."""
     if int(os.environ.get('RANK', 0)) and (line or isinstance(error, (ValueError, ImportError))):
         return
+    if type(error).__name__ == 'Gone':  # another process has ended, which was said when it was noticed
+        return
     debug = bool({'debug=true', 'debug=True'} & set(sys.argv))
     if debug or not expected(error):
         traceback.print_exception(error)

@@ -136,7 +136,9 @@ ROWS = [
       for envs in (8, 32) for precision, at_least in (('fp32', 1.2), ('bf16', 1.8))),
     *(Row(f'loop rnd montezuma {precision}', rollouts(*RND, 'num_envs=32', f'precision={precision}'), 'steps', beside=plain_rnd('montezuma_revenge', 32),
           at_least=at_least, note=RND_NOTE) for precision, at_least in (('fp32', 1.3), ('bf16', None))),
-    Row('loop ppo cartpole 64', rollouts(*CARTPOLE, 'num_envs=64'), 'steps', at_least=20_000, note="the preset's numbers, 64 lanes"),
+    Row('loop ppo cartpole 64', rollouts(*CARTPOLE, 'num_envs=64', 'agent.rollout_steps=128', 'agent.epochs=4', 'agent.minibatches=4'), 'steps', at_least=20_000,
+        note='rollouts of 128, four passes in four parts, as the peers have it'),
+    Row('loop ppo cartpole 64 preset', rollouts(*CARTPOLE, 'num_envs=64'), 'steps', note="the preset's numbers: rollouts of 32, twenty passes"),
     Row('loop cartpole random', loop(*DEFAULTS, 'Agent=Agents.Random', 'task=gym/CartPole-v1', 'num_envs=1', steps=16), 'steps',
         note='no learning: all that a step costs'),
 ]

@@ -1,7 +1,9 @@
 """Several processes of one run: together they compute what one does, whoever is killed, and however many go on."""
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -135,6 +137,36 @@ def test_another_number_of_processes_goes_on(before, after, tmp_path):
     before_them = sum((process['environment']['episode'].tolist() for process in first['processes']), [])
     assert all(late >= early for early, late in zip(before_them, episodes)) and episodes != [0] * 4
     assert [int(row['step']) for row in rows(path / 'train.csv')] == list(range(40, 481, 40))
+
+
+def torchrun_commands():
+    """README's, as arguments of torchrun."""
+    found = re.findall(r'^\|.*`torchrun (--[^`…]*)` \|$', (ROOT / 'README.md').read_text(), re.MULTILINE)
+    return [line.split() for line in found]
+
+
+@pytest.mark.parametrize('words', torchrun_commands(), ids=' '.join)
+def test_torchrun_command_of_the_readme(words, tmp_path):
+    """With its flags as they stand, and a small budget; two nodes are two launchers on this machine."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    words = [word.replace('HOST:33333', f'127.0.0.1:{port}') for word in words]
+    at, nodes = words.index('Run.py'), 2 if '--nnodes' in words else 1
+    flags = [word for word in words[at:] if not word.startswith('num_envs=')]
+    small = ['num_envs=4', 'train_steps=16', 'learn_per_steps=8', 'agent.rollout_steps=2', 'agent.minibatches=2', 'explore.rnd.warmup_steps=8', 'hidden_dim=16',
+             'environment.max_frames=80', 'evaluate_per_steps=0', 'evaluate_episodes=1', 'threads=1', 'env_threads=1', f'root={tmp_path}', 'device=cpu',
+             'plotting.plot=false', 'logger.progress=false', 'logger.tensorboard=false', 'log_per_steps=8']
+    launchers = [subprocess.Popen([*TORCHRUN[:3], *words[:at], *flags, *small], cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                 for _ in range(nodes)]
+    said = [launcher.communicate(timeout=280)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0] * nodes, said
+    (path,) = (file.parent for file in tmp_path.rglob('config.yaml'))
+    assert len(Checkpoint.read(path / Checkpoint.NEWEST)['processes']) == 2 * nodes
+
+
+def test_readme_has_the_commands_of_several_processes():
+    assert len(torchrun_commands()) == 2
 
 
 @pytest.mark.parametrize('options, message', [

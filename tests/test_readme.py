@@ -62,9 +62,15 @@ def tiny(command):
     elif given['task'].startswith('classify'):
         short = {}
     elif 'PPO' in given.get('Agent', ''):
-        short = {'agent.rollout_steps': 2}
+        short = {}
     else:
         short = {'environment.max_steps': 20}
+    if 'RND' in given.get('Agent', ''):  # its eyes are of one width
+        short.pop('+recipes.encoder.eyes.width', None)
+    if 'PPO' in given.get('Agent', '') or 'RND' in given.get('Agent', ''):
+        short |= {'agent.rollout_steps': 2, 'agent.minibatches': 2}
+    if 'RND' in given.get('Agent', '') and given.get('explore') != 'none' or given.get('explore') == 'rnd':
+        short |= {'explore.rnd.warmup_steps': 8}
     return kept + [f'{key}={value}' for key, value in (small | short).items() if key.lstrip('+') not in given or key in small]
 
 
