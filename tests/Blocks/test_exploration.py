@@ -320,7 +320,8 @@ def test_rows_that_close_carry_their_bonus():
 
 
 @pytest.mark.parametrize('make, obs, action, options', [
-    (make_dqn, VECTOR, DISCRETE, {}), (make_sac, VECTOR, BOX, {}), (make_dqn, IMAGE, DISCRETE, {}), (make_sac, PIXELS, BOX, {'input': 'encoder'})], ids=str)
+    (make_dqn, VECTOR, DISCRETE, {}), (make_sac, VECTOR, BOX, {}), (make_dqn, IMAGE, DISCRETE, {}), (make_sac, PIXELS, BOX, {'input': 'encoder'})],
+                         ids=['dqn', 'sac', 'dqn from images', 'sac from images'])
 def test_any_agent_that_draws(make, obs, action, options):
     agent = explored(make(obs, action), obs, action, num_envs=2, **options)
     agent.bonus.scale, seen = 3.0, []
