@@ -121,7 +121,7 @@ class Saving:
             return state | {'own': None}
         if len(processes) == Parallel.world_size:
             own = processes[Parallel.rank]
-            return state | {key: value for key, value in own.items() if key != 'agent'} | {'own': own['agent']}
+            return state | {key: own[key] for key in ('agent_state', 'torch', 'environment', 'replay')} | {'own': own['agent']}
         made: dict[str, Any] = {'agent_state': None, 'torch': torch.get_rng_state(), 'environment': None, 'own': None, 'discarded': processes}
         if processes[0]['environment'] is not None:
             made['environment'] = dealt([process['environment'] for process in processes], self.lanes)

@@ -185,7 +185,7 @@ def test_all_checkpoints_damaged_ends_and_deletes_nothing(graft):
 
 @pytest.mark.parametrize('damage, message', [
     (lambda state: state['agent']['weights'].popitem(), 'the saved weights do not fit'),
-    (lambda state: state.pop('replay'), 'its checkpoint is not one of this run'),
+    (lambda state: state['processes'][0].pop('replay'), 'its checkpoint is not one of this run'),
     (lambda state: state.update(agent=None), 'its checkpoint is not one of this run')])
 def test_a_foreign_checkpoint_is_an_error_and_changes_nothing(graft, damage, message):
     stop_at(graft.session('save_per_steps=20'), 45)

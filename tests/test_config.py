@@ -74,7 +74,7 @@ def test_command_line_beats_paper_beats_agent_beats_task_beats_args(monkeypatch)
 
 
 PRESETS = [file.relative_to(FOLDER) for group in ('task', 'Agent', 'paper') for file in sorted((FOLDER / group).glob('**/*.yaml'))]
-TABLES = {name: Path('paper', f'{name}.yaml') for name in ('dmc', 'classify', 'generate')}
+TABLES = {name: Path('paper', f'{name}.yaml') for name in ('atari', 'classify', 'dmc', 'generate', 'gym', 'procgen')}
 PRESETS = [preset for preset in PRESETS if preset not in TABLES.values()]
 EXAMPLES = {'atari': 'pong', 'dmc': 'acrobot_swingup', 'gym': 'Acrobot', 'classify': 'mnist', 'mario': 'super_mario_bros'}
 
@@ -86,7 +86,7 @@ def test_what_a_shipped_preset_says_holds(preset):
     said = {key: value for key, value in said.items() if '${' not in str(value)}
     group, name = preset.parts[0], preset.with_suffix('').parts
     learns = ['learn_per_steps=1'] if name[1] == 'classify' else []  # a data set with Random, which learns nothing, would be refused
-    overrides = {'task': ['Agent=Random', f'task={name[1]}/{EXAMPLES.get(name[1])}', *learns], 'Agent': ['task=gym/Acrobot', f'Agent={name[1]}'],
+    overrides = {'task': ['Agent=Random', f'task={name[1]}/{EXAMPLES.get(name[1])}', *learns], 'Agent': [f'task={"dmc/reacher_easy" if name[1] == "Agents.SAC" else "gym/Acrobot"}', f'Agent={name[1]}'],
                  'paper': [f'Agent={name[1]}', f'task={"/".join(name[2:])}']}[group]
     values = flatten(compose_args(overrides))
     assert {key: values[key] for key in said} == said and len(said) > (group == 'paper') * 3
@@ -95,7 +95,7 @@ def test_what_a_shipped_preset_says_holds(preset):
         assert flatten(compose_args([*overrides, f'{key}={value + 1}']))[key] == value + 1
 
 
-ON_POLICY = ('Agents.Random', 'Agents.PPO')  # learn nothing, or nothing from stored data
+ON_POLICY = ('Agents.Random', 'Agents.PPO', 'Agents.RND')  # learn nothing, or nothing from stored data
 
 
 def test_the_papers_table_for_several_agents_holds():
@@ -109,6 +109,17 @@ def test_the_papers_table_for_several_agents_holds():
             assert values['train_steps'] * values['action_repeat'] in (750_000, 2_000_000) and values['evaluate_per_steps'] * values['action_repeat'] == 10_000
     assert compose_args(['task=dmc/walker_walk', 'Agent=SAC', 'action_repeat=3'])['action_repeat'] == 3
     assert compose_args(['task=dmc/cup_catch', 'Agent=AuxiSAC', 'lr=1e-4'])['lr'] == 1e-4
+
+
+@pytest.mark.parametrize('suite, tasks', [('atari', ('pong', 'montezuma_revenge')), ('gym', ('HalfCheetah-v5', 'Pendulum-v1'))])
+def test_what_a_suite_changes_for_some_agents_holds(suite, tasks):
+    table = OmegaConf.to_container(OmegaConf.load(FOLDER / TABLES[suite]))
+    assert table['agents'] and set(table['agents']) <= set(agents())
+    for agent, own in table['agents'].items():
+        for task in tasks:
+            values = flatten(compose_args([f'task={suite}/{task}', f'Agent={agent}']))
+            assert {key: values[key] for key in flatten(own)} == flatten(own)
+        assert flatten(compose_args([f'task={suite}/{tasks[0]}', f'Agent={agent}', 'lr=0.5']))['lr'] == 0.5
 
 
 def test_the_table_of_data_sets_holds():
@@ -322,7 +333,8 @@ def test_examples_and_flags_of_the_help_exist(graft):
             compose_args(overrides)
     flags = out.partition('flags')[2].partition('examples')[0]
     named = {word.partition('=')[0].lstrip('+') for word in flags.split() if '=' in word}
-    assert len(named) > 20 and named - {'agent.KEY', 'aux.NAME.KEY', 'environment.KEY'} <= set(defaults()) | {'task', 'Agent'}
+    patterns = {'agent.KEY', 'aux.NAME.KEY', 'explore.NAME.KEY', 'environment.KEY'}
+    assert len(named) > 20 and named - patterns <= set(defaults()) | {'task', 'Agent'}
 
 
 def test_a_sweep_over_losses_takes_the_numbers_of_each(graft):
