@@ -31,4 +31,4 @@ class Chain(gymnasium.Env):
         return np.eye(LENGTH, dtype=np.float32)[self.place]
 
 
-gymnasium.register('Chain-v0', Chain, max_episode_steps=LIMIT)
+gymnasium.register('Chain-v0', 'tests.sparse:Chain', max_episode_steps=LIMIT)
