@@ -68,12 +68,22 @@ def spread(overrides: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={gpus}', run, *overrides])
 
 
-def stop() -> None:
-    """Leaves the others."""
-    global rank, world_size
-    rank, world_size = 0, 1
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+def leave(error: BaseException | None) -> None:
+    """Ends a process that has others beside it, when all is said and done; one without others goes on.
+
+    At once, without the destructors of libraries: those of gloo's threads abort the process now and then where another has just closed its end.
+
+    Args:
+        error: what ends it, if anything."""
+    if world_size == 1 or not dist.is_initialized():
+        return
+    if error is None:
+        with contextlib.suppress(Gone):
+            any_of(False)  # nobody closes before all are through
+    sys.stdout.flush()
+    sys.stderr.flush()
+    code = error.code if isinstance(error, SystemExit) else int(error is not None)
+    os._exit(code if isinstance(code, int) else 1)
 
 
 @contextlib.contextmanager

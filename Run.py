@@ -108,11 +108,12 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    else:
+        if failed:
+            sys.exit(1)
     finally:
         if 'Parallel' in sys.modules:
-            sys.modules['Parallel'].stop()
-    if failed:
-        sys.exit(1)
+            sys.modules['Parallel'].leave(sys.exc_info()[1])
 
 
 def tell(error: Exception, job: str = '', line: str = '') -> None:

@@ -384,7 +384,7 @@ def main():
         joined = {name: both[0][name] + both[1][name] for name in told}
         with open(sys.argv[1], 'w') as file:
             json.dump(joined, file)
-    Parallel.stop()
+    Parallel.leave(None)
 
 
 
