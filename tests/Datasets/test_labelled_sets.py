@@ -1,4 +1,5 @@
 """Sets that torchvision reads: files in the real format of each are read pixel by pixel as they were written."""
+import os
 import pickle
 import subprocess
 import sys
@@ -304,9 +305,11 @@ def test_cifar10_is_held_once(tmp_path):
         with open(folder / f'data_batch_{number}', 'wb') as file:
             pickle.dump({'data': data, 'labels': labels}, file, protocol=4)
     (folder / 'batches.meta').write_bytes(pickle.dumps({'label_names': write.CIFAR_NAMES}))
-    done = subprocess.run([sys.executable, '-c', PEAK, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    # freed memory goes back at once: else the allocator may keep a file or two, by chance
+    env = os.environ | {'MALLOC_MMAP_THRESHOLD_': str(2 ** 20)}
+    done = subprocess.run([sys.executable, '-c', PEAK, str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert 0.9 < float(done.stdout.split()[-1]) < 1.9
+    assert 0.9 < float(done.stdout.split()[-1]) < 1.6
 
 
 # --- bad files and options
