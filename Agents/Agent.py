@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -220,6 +221,12 @@ class Agent(nn.Module):
         seed = derive_seed(self.seed, 'resumed', self.step, self.update_count)
         for name, value in self.generators().items():
             value.manual_seed(derive_seed(seed, name))
+        plugs: list[Any] = [*self.losses.values(), *([self.bonus] if self.bonus is not None else [])]
+        for plug in plugs:
+            plug.draws = np.random.default_rng(derive_seed(seed, plug.name))
+            for name, value in vars(plug).items():
+                if isinstance(value, torch.Generator):
+                    value.manual_seed(derive_seed(seed, plug.name, name))
 
     def load_lanes(self, lanes: Mapping[str, Tensor]) -> None:
         """Statistics of lanes, (lanes, …) each, by name."""

@@ -131,6 +131,8 @@ def test_another_number_of_processes_goes_on(before, after, tmp_path):
     filtered = torch.cat([process['agent']['lanes']['bonus.filter.filtered'] for process in second['processes']])
     assert (filtered > 0).all() and len(filtered) == 4 and not torch.equal(filtered, kept)
     assert {each.name for each in path.glob('replay*')} == replays[after], 'those of other processes are gone'
+    streams = [process['agent']['bonus']['keeps'].tolist() for process in second['processes']]
+    assert len({tuple(stream) for stream in streams}) == after, 'each its own'
     lanes = [process['environment']['lanes'] for process in second['processes']]
     assert lanes == ([[0, 1], [2, 3]] if after == 2 else [[0, 1, 2, 3]])
     episodes = sum((process['environment']['episode'].tolist() for process in second['processes']), [])
