@@ -192,6 +192,9 @@ def require(good: bool, key: str, value: object, expected: str) -> None:
 
 # --- learning
 
+NO_NORM = torch.tensor(math.nan)
+
+
 class NonFinite(ArithmeticError):
     """A loss is NaN or infinite. Raised before the weights are touched."""
 
@@ -200,12 +203,15 @@ class NonFinite(ArithmeticError):
         self.loss, self.value = loss, value
 
 
-def optimise(loss: Tensor, *blocks: Any, name: str = 'loss', grad_clip: float | None = None, schedule: bool = True) -> None:
-    """One step of every block's optimiser on a scalar loss; the one place where gradients become weights.
+def optimise(loss: Tensor, *blocks: Any, name: str = 'loss', grad_clip: float | None = None, schedule: bool = True) -> Tensor:
+    """One step of every block's optimiser on a scalar loss, and on the losses that join a block's steps; the one place where gradients become weights.
 
     Args:
         blocks: Blocks.Block, equipped.
         schedule: learning-rate schedules move on too; not where another step of the same update is to follow.
+
+    Returns:
+        The norm of the gradient before it was clipped; NaN where it is not clipped.
 
     Raises:
         NonFinite: the loss is not finite (checked on CPU, where reading it costs nothing; on an accelerator the run checks what it logs)."""
@@ -216,12 +222,17 @@ def optimise(loss: Tensor, *blocks: Any, name: str = 'loss', grad_clip: float | 
     loss.backward()
     parameters = [p for block in blocks for group in block.optim.param_groups for p in group['params']] if grad_clip or Parallel.world_size > 1 else []
     Parallel.average_gradients(parameters)
-    if grad_clip:
-        nn.utils.clip_grad_norm_(parameters, grad_clip)
+    for block in blocks:
+        if block.joining:
+            block.join()
+    norm = nn.utils.clip_grad_norm_(parameters, grad_clip) if grad_clip else NO_NORM
     for block in blocks:
         block.optim.step()
         if schedule and block.scheduler is not None:
             block.scheduler.step()
+        for other in block.joining:
+            other.follow()
+    return norm
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import contextlib
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import Parallel
 from Blocks.Augmentations import Null
-from Blocks.Auxiliary import Auxiliary, Parts
+from Blocks.Auxiliary import Auxiliary, JoiningLoss, Parts
 from Blocks.Block import Block
 from Blocks.Encoders import Encoder
 from Blocks.Exploration.Bonus import Bonus
@@ -25,7 +25,7 @@ from Datasets.Layout import Extra
 from Datasets.Replay import Replay
 from Datasets.Specs import ActionSpec, ObsSpec
 from Environment import Step
-from Utils import build, derive_seed, generator, require
+from Utils import build, derive_seed, generator, optimise, require
 
 
 class Agent(nn.Module):
@@ -34,6 +34,7 @@ class Agent(nn.Module):
     Args:
         seed: of the agent's own random streams.
         device, precision, compile: where and how the update runs.
+        pretrain_steps: agent steps in which auxiliary losses alone learn.
 
     Attributes:
         obs_spec, action_spec: what it sees and does; `make_agent` sets them.
@@ -53,10 +54,12 @@ class Agent(nn.Module):
     steps_per_learn = 1
     extras: dict[str, Any] = {}
 
-    def __init__(self, *, seed: int = 0, device: str | torch.device = 'cpu', precision: str = 'fp32', compile: bool = False) -> None:
+    def __init__(self, *, seed: int = 0, device: str | torch.device = 'cpu', precision: str = 'fp32', compile: bool = False,
+                 pretrain_steps: int = 0) -> None:
         super().__init__()
         require(precision in ('fp32', 'bf16'), 'precision', precision, 'fp32 or bf16')
         self.device, self.precision, self.compile_update = torch.device(device), precision, compile
+        self.pretrain_steps = pretrain_steps
         self.step, self.update_count = 0, 0
         self.acting, self.learning = generator(seed, 'acting'), generator(seed, 'learning', device=self.device)
         self.evaluating = generator(seed, 'evaluating')  # begun anew by every evaluation
@@ -92,6 +95,8 @@ class Agent(nn.Module):
 
         Raises:
             ValueError: an unknown loss or argument, or an agent without anything to train."""
+        require(not self.pretrain_steps or any(recipe.get('weight', 1) for recipe in losses.values()), 'pretrain_steps', self.pretrain_steps,
+                'an auxiliary loss that trains the encoder, such as aux=byol; or 0')
         if not losses:
             return
         self.parts_of_it, parts = [], self.parts(obs_spec, action_spec)
@@ -102,6 +107,8 @@ class Agent(nn.Module):
                 if not isinstance(loss, Auxiliary):
                     raise ValueError(f'aux={recipe.get("_target_")}: expected a subclass of Blocks.Auxiliary.Auxiliary')
                 self.auxiliaries[name] = loss.to(self.device).start(**numbers)
+                require(not loss.joins or hasattr(parts.encoder, 'optim'), f'aux.{name}.grad', recipe.get('grad'),
+                        f'own: the encoder of {type(self).__name__} has no optimiser of its own whose steps a loss could join')
 
     def reward_exploration(self, bonuses: Mapping[str, Mapping[str, Any]], obs_spec: ObsSpec, action_spec: ActionSpec, num_envs: int, **numbers: Any) -> None:
         """A bonus that is rewarded besides what the environment rewards.
@@ -145,21 +152,62 @@ class Agent(nn.Module):
     def improve(self, replay: Replay) -> dict[str, Tensor]:
         """`learn`, and a step of each auxiliary loss. → metrics of all."""
         self.mode(training=True)
+        if self.step <= self.pretrain_steps and self.pretrain_steps:
+            return self.pretrain(replay)
         added = None if self.intrinsic else self.bonus
         if added is not None:
             replay.bonus_scale = added.scale
-        metrics = self.learn(replay)
+        with self.joined(replay) as metrics:
+            metrics |= self.learn(replay)
         if added is not None:
             metrics |= added.learn_drawn(replay, self)
-        for loss in self.losses.values():
+        return metrics | self.step_losses(replay)
+
+    def pretrain(self, replay: Replay) -> dict[str, Tensor]:
+        """An update of the auxiliary losses alone. → their metrics."""
+        with self.joined(replay) as metrics:
             for _ in range(self.steps_per_learn):
+                self.update_count += 1
+                if encoder := self.joined_encoder:
+                    optimise(torch.zeros((), requires_grad=True), encoder)
+        return metrics | self.step_losses(replay)
+
+    def step_losses(self, replay: Replay) -> dict[str, Tensor]:
+        """The steps of the auxiliary losses that join none of the agent's. → metrics."""
+        metrics: dict[str, Tensor] = {}
+        for loss in self.losses.values():
+            for _ in range(0 if loss.joins else self.steps_per_learn):
                 metrics |= loss.learn(replay, self)
         return metrics
+
+    @property
+    def joined_encoder(self) -> Encoder | None:
+        """The encoder whose steps auxiliary losses join, if any does."""
+        return next((loss.parts.encoder for loss in self.losses.values() if loss.joins), None)
+
+    @contextlib.contextmanager
+    def joined(self, replay: Replay) -> Iterator[dict[str, Tensor]]:
+        """An update whose steps of the encoder are joined by the auxiliary losses that asked for it; they leave their metrics behind."""
+        metrics: dict[str, Tensor] = {}
+        encoder = self.joined_encoder
+        if encoder is None:
+            yield metrics
+            return
+        joining = [JoiningLoss(loss, replay, self) for loss in self.losses.values() if loss.joins]
+        encoder.joining = joining
+        try:
+            yield metrics
+        finally:
+            encoder.joining = ()
+        for loss in joining:
+            metrics |= loss.metrics
 
     def mode(self, training: bool) -> None:
         """Batch norm, dropout and the like as in learning, or as in acting."""
         if self.training != training:
-            self.parts_of_it = self.parts_of_it or list(self.modules())
+            if not self.parts_of_it:
+                frozen = {id(part) for block in self.blocks().values() if block.frozen for part in block.modules()}
+                self.parts_of_it = [module for module in self.modules() if id(module) not in frozen]
             for module in self.parts_of_it:
                 module.__dict__['training'] = training  # at every step of small agents, `train` would be felt
 

@@ -41,7 +41,9 @@ def make_agent(args: Args, obs_spec: ObsSpec, action_spec: ActionSpec, device: t
         agent.obs_spec, agent.action_spec = obs_spec, action_spec
         numbers = {key: args[key] for key in ('lr', 'batch_size', 'weight_decay', 'lr_decay_steps', 'grad_clip')}
         numbers |= {'eps': args.adam_eps, 'betas': (args.adam_beta, 0.999)}
-        agent.attach(args.aux, obs_spec, action_spec, recipe=recipes['encoder'], **numbers)
+        frozen = bool(args.recipes.encoder.get('freeze'))  # losses that would train it are left out
+        losses = {name: recipe for name, recipe in args.aux.items() if not (frozen and recipe.get('weight', 1))}
+        agent.attach(losses, obs_spec, action_spec, recipe=recipes['encoder'], **numbers)
         agent.reward_exploration(args.explore, obs_spec, action_spec, lanes, **numbers)
         Parallel.sync_batch_norms(agent)
         Parallel.broadcast(agent, without=LANE_BUFFERS)  # the same weights everywhere, whatever the machine

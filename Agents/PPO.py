@@ -7,6 +7,7 @@ Presets: Hparams/Agent/Agents.PPO.yaml.
 """
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -162,12 +163,14 @@ class PPO(Agent):
                     group['lr'] = self.lr * self.anneal(self.step)
         clip = torch.tensor(self.clip(self.step), device=self.device)
         total: dict[str, Tensor] = {}
-        count = 0
+        count, furthest = 0, torch.zeros((), device=self.device)
         for _ in range(self.epochs):
             for part in torch.randperm(len(indices), generator=self.learning, device=self.device).chunk(self.minibatches):
                 obs = replay.observations(indices[part.cpu()]).to(self.device)
                 loss, metrics = self.loss(self.aug(obs, self.learning), clip, **{name: x[part] for name, x in flat.items()})
-                optimise(loss, *self.learners, name='loss', grad_clip=self.grad_clip)
+                norm = optimise(loss, *self.learners, name='loss', grad_clip=self.grad_clip or math.inf)
+                metrics = metrics | {'grad_norm': norm}
+                furthest = furthest.maximum(metrics['approx_kl'])
                 if self.bonus is not None and seen is not None:
                     metrics = metrics | self.bonus.learn(seen[part], self)
                 total = {name: total.get(name, 0) + value for name, value in metrics.items()}
@@ -177,8 +180,17 @@ class PPO(Agent):
                 self.bonus.follow()
             if self.target_kl is not None and metrics['approx_kl'] > self.target_kl:
                 break
-        target, value = target[..., 0], rollout.extras['value'][..., 0]
-        return {name: value / count for name, value in total.items()} | told | {'explained_variance': 1 - (target - value).var() / target.var()}
+        told |= self.summary(rollout, advantage, target) | {'approx_kl_max': furthest, 'lr': torch.tensor(self.encoder.optim.param_groups[0]['lr'])}
+        return {name: value / count for name, value in total.items()} | told
+
+    def summary(self, rollout: Rollout, advantage: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Means and deviations of what a rollout brought; those of bonuses' own head are called intrinsic."""
+        told = {'step_reward': rollout.reward.mean(), 'advantage_mean': advantage.mean(), 'advantage_std': advantage.std()}
+        for head, prefix in enumerate(('', 'intrinsic_')[:target.shape[-1]]):
+            returns, value = target[..., head], rollout.extras['value'][..., head]
+            told |= {f'{prefix}return_mean': returns.mean(), f'{prefix}return_std': returns.std(), f'{prefix}value_mean': value.mean(),
+                     f'{prefix}value_std': value.std(), f'{prefix}explained_variance': 1 - (returns - value).var() / returns.var()}
+        return told
 
     @torch.no_grad()
     def seen(self, replay: Replay, rollout: Rollout) -> Seen | None:

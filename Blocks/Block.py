@@ -2,18 +2,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from Utils import build
+
+
+class Joining(Protocol):
+    """A loss of somebody else's that joins the steps of a block's optimiser."""
+
+    def gradient(self, own: Tensor, parameters: list[Tensor]) -> Tensor:
+        """What is to be added to `own`, the block's gradient, flat over its parameters. It may use their `grad`."""
+
+    def follow(self) -> None:
+        """The step has been taken."""
 
 
 class Block(nn.Module):
     optim: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+    joining: Sequence[Joining] = ()
+    frozen = False
+
+    def freeze(self) -> Self:
+        """Its weights, and the moments of its batch norms, stay as they are or as they are loaded."""
+        self.frozen = True
+        return self.requires_grad_(False).eval()
 
     def equip(self, recipe: Mapping[str, Any], where: str, *, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, lr_decay_steps: int = 0,
               betas: tuple[float, float] = (0.9, 0.999), parameters: list[Any] | None = None) -> Self:
@@ -37,6 +54,14 @@ class Block(nn.Module):
             self.scheduler = CosineDecay(self.optim, lr_decay_steps)
         return self
 
+    def join(self) -> None:
+        """Adds to the block's gradient those of the losses that join its step."""
+        parameters: list[Tensor] = [p for group in self.optim.param_groups for p in group['params']]
+        own = torch.cat([torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters])
+        whole = torch.stack([own, *(loss.gradient(own, parameters) for loss in self.joining)]).sum(0)
+        for p, part in zip(parameters, whole.split([p.numel() for p in parameters]), strict=True):
+            p.grad = torch.empty_like(p).copy_(part.view(p.shape))
+
     def load_optim(self, state: dict[str, Any]) -> None:
         """Takes over moments and step counts. The numbers of the command line stay, unless a schedule moves the saved ones."""
         if self.scheduler is None:
@@ -46,12 +71,9 @@ class Block(nn.Module):
 
     def frozen_copy(self) -> Self:
         """A copy without gradients or optimiser: a target network or a moving average."""
-        optim, scheduler = self.__dict__.pop('optim', None), self.__dict__.pop('scheduler', None)
+        own: dict[str, Any] = {name: self.__dict__.pop(name) for name in ('optim', 'scheduler', 'joining') if name in self.__dict__}
         twin = copy.deepcopy(self).requires_grad_(False)
-        if optim is not None:
-            self.optim = optim
-        if scheduler is not None:
-            self.scheduler = scheduler
+        self.__dict__.update(own)
         return twin
 
 

@@ -35,9 +35,9 @@ COUNTS = ('frame_stack', 'action_repeat', 'image_size', 'evaluate_envs', 'plotti
           'lr_decay_epochs', 'profile_updates')  # whole numbers whose default is null
 ONE_OR_MORE = ('num_envs', 'batch_size', 'nstep', 'updates_per_learn', 'replay.capacity', 'evaluate_episodes', 'evaluate_envs', 'frame_stack',
                'action_repeat', 'image_size', 'hidden_dim', 'trunk_dim', 'encoder_hidden_dim', 'encoder_layers', 'video.fps', 'profile_updates')
-ZERO_OR_MORE = ('train_steps', 'seed_steps', 'explore_steps', 'learn_per_steps', 'learn_steps_after', 'evaluate_per_steps', 'log_per_steps',
-                'plot_per_steps', 'save_per_steps', 'load_per_steps', 'lr', 'weight_decay', 'lr_decay_steps', 'seed', 'replay.wait', 'train_epochs',
-                'evaluate_per_epochs', 'lr_decay_epochs')
+ZERO_OR_MORE = ('train_steps', 'seed_steps', 'explore_steps', 'learn_per_steps', 'learn_steps_after', 'pretrain_steps', 'evaluate_per_steps',
+                'log_per_steps', 'plot_per_steps', 'save_per_steps', 'load_per_steps', 'lr', 'weight_decay', 'lr_decay_steps', 'seed', 'replay.wait',
+                'train_epochs', 'evaluate_per_epochs', 'lr_decay_epochs')
 ABOVE_ZERO = ('reward_clip', 'grad_clip', 'adam_eps')
 UP_TO_ONE = ('discount', 'ema_decay')
 
@@ -85,7 +85,7 @@ def check_keys(values: dict[str, Any]) -> None:
     """Refuses keys that nothing reads (`+` lets any through), sections that are not sections, and gaps that `~` left. Raises: ConfigError."""
     known = defaults()
     sections = {key.rpartition('.')[0] for key in known if '.' in key} | {'recipes', 'agent', 'environment', 'aux', 'explore'}
-    parts = {key.rpartition('.')[0] for key in known if key.startswith('recipes.')}
+    parts = {key.rpartition('.')[0] for key in known if key.startswith('recipes.') and key.endswith('._target_')}
     for key, value in flatten(values).items():
         if key in sections and not isinstance(value, dict):
             example = f'{key}._target_={value}' if key in parts else f'{key}.KEY=…'

@@ -78,6 +78,9 @@ def without_use(args: Args, agent: type[Agent], images: bool) -> Iterator[str]:
                 yield f'{key}={args[key]} makes no difference: {agent.__name__} does not take it'
             elif key in ('encoder_hidden_dim', 'encoder_layers') and images:
                 yield f'{key}={args[key]} makes no difference: it is of the encoders for vectors'
+    for name, recipe in args.aux.items() if args.recipes['encoder'].get('freeze') else ():
+        if recipe.get('weight', 1):
+            yield f'aux={name} makes no difference: recipes.encoder.freeze=true (aux.{name}.weight=0 trains its heads alone)'
     for key in ('RL', 'supervise') if args.generate else ():
         if not args[key]:
             yield f'{key}=False makes no difference: generate=true learns from images alone'

@@ -11,6 +11,8 @@ from torch import nn
 import Parallel
 import Run
 from Benchmarking.Folder import run_folder
+from Blocks.Auxiliary import JoiningLoss
+from Blocks.Block import Block
 from Blocks.Losses import standardised
 from Blocks.Normalisers import LANE_BUFFERS, ReturnNormaliser, RunningMoments
 from Datasets.Batch import Batch
@@ -253,6 +255,26 @@ def curl_tells_among_the_keys_of_both():
     loss_alone_and_together('curl')
 
 
+def a_loss_that_joins_is_projected_against_the_gradient_of_both():
+    random = torch.Generator().manual_seed(4)
+    rl, ssl = torch.randn(16, 3, generator=random), -torch.randn(16, 3, generator=random).abs()
+
+    def step(part):
+        block = Block()
+        block.w = nn.Parameter(torch.ones(3))
+        block.optim = torch.optim.SGD([block.w], lr=1.0)
+        loss = type('Loss', (), {'name': 'mine', 'projects': True, 'weight': 0.5, 'follow': lambda self: None})()
+        loss.step = lambda replay, agent: (part(ssl) * block.w).mean(0).sum().backward() or {}
+        block.joining = [JoiningLoss(loss, None, None)]
+        optimise((part(rl).abs() * block.w).mean(0).sum(), block)
+        return block.w.detach(), block.joining[0].metrics
+    ours = step(half)
+    with Parallel.alone():
+        theirs = step(lambda x: x)
+    close(ours, theirs)
+    assert theirs[1]['mine_projected'] == 1
+
+
 def the_predictor_learns_as_one():
     def gradient(part):
         agent = make_dqn()
@@ -291,7 +313,8 @@ def a_pass_over_data_is_shared_out():
 
 SHORT = ('num_envs=4', 'batch_size=16', 'evaluate_episodes=1')
 RUNS = {'dqn': ('gym/CartPole-v1', *SHORT, 'train_steps=400', 'save_per_steps=200'),
-        'sac': ('gym/Pendulum-v1', *SHORT, 'Agent=SAC', 'train_steps=240', 'aux=[byol,curl]', 'encoder=mlp', 'normalise_obs=true', 'save_per_steps=100'),
+        'sac': ('gym/Pendulum-v1', *SHORT, 'Agent=SAC', 'train_steps=240', 'aux=[byol,curl]', 'aux.byol.grad=project', 'encoder=mlp', 'normalise_obs=true',
+                'save_per_steps=100'),
         'rnd': ('gym/CartPole-v1', *SHORT, 'Agent=RND', 'train_steps=2000', 'seed_steps=0', 'learn_per_steps=80', 'agent.rollout_steps=20', 'aux=barlow_twins',
                 'explore.rnd.warmup_steps=50', 'save_per_steps=800'),
         'ppo': ('gym/Pendulum-v1', *SHORT, 'Agent=PPO', 'train_steps=800', 'seed_steps=0', 'learn_per_steps=80', 'agent.rollout_steps=20',

@@ -175,7 +175,7 @@ def test_a_run_is_named_by_its_losses_alone_or_in_a_list(overrides, plugs):
 def test_a_users_loss_takes_the_common_options(tmp_path, monkeypatch):
     (tmp_path / 'mine.py').write_text('')
     monkeypatch.chdir(tmp_path)
-    options = {'weight': 2, 'batch_size': 8, 'lr': 0.1, 'tau': 0.5, 'latent_dim': 9, 'views': 'RandomShift', 'horizon': 3}
+    options = {'weight': 2, 'grad': 'project', 'batch_size': 8, 'lr': 0.1, 'tau': 0.5, 'latent_dim': 9, 'views': 'RandomShift', 'horizon': 3}
     values = compose_args(['aux=mine.Loss', *(f'aux.Loss.{key}={value}' for key, value in options.items())])
     assert values['aux']['Loss'] == {'_target_': 'mine.Loss'} | options and values['plugs'] == ['Loss']
 

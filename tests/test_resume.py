@@ -55,7 +55,8 @@ CASES = {
     'control_pixels': ('dmc/quadruped_escape', (*PIXEL_SAC, 'aux=[a2_winner,curl]', 'num_envs=2', 'train_steps=240', 'action_repeat=4'), [
         Shot(20, 'Session.advance', 63),
         Shot(5, 'Workers.recv', 9)]),
-    'control_spr': ('dmc/walker_walk', ('obs=state', 'Agent=SAC', 'aux=[spr,byol,barlow_twins]', 'normalise_obs=true', 'train_steps=240'), [
+    'control_spr': ('dmc/walker_walk', ('obs=state', 'Agent=SAC', 'aux=[spr,byol,barlow_twins]', 'aux.byol.grad=project', 'pretrain_steps=80',
+                                          'normalise_obs=true', 'train_steps=240'), [
         Shot(9, 'Session.learn', 131)]),
     'ppo': ('gym/Pendulum-v1', ('Agent=PPO', 'num_envs=4', 'train_steps=560', 'seed_steps=0', 'learn_per_steps=80', 'agent.rollout_steps=20',
                                 'agent.minibatches=4', 'environment.max_steps=30'), [

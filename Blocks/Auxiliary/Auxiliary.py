@@ -3,6 +3,9 @@
 After each update of the agent the loss draws a batch of its own and steps its optimiser, which holds its heads and the agent's encoder. Adam takes
 the scale out of a loss, so a factor on it would do nothing: `weight` is the share of the learning rate with which the encoder moves. At 0 the heads
 still learn, and tell how much of what they predict the representation holds; the agent trains as without them, to the bit.
+
+With `grad` sum or project the loss joins the agent's own steps instead: at each of them it draws a batch, and its gradient, times `weight`, is added to
+the agent's gradient of the encoder. Its optimiser then holds the heads alone.
 """
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import copy
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,7 +53,9 @@ class Auxiliary(Block):
         parts: of the agent.
         name: in metrics and on the command line, `aux.<name>.…`.
         seed: of the loss's own streams.
-        weight: share of the learning rate with which the encoder moves; the heads move with all of it.
+        weight: share of the learning rate with which the encoder moves; the heads move with all of it. With grad sum or project the factor of the loss.
+        grad: 'own': a step of its own after each update of the agent. 'sum': it joins each of the agent's steps of the encoder. 'project': it does so
+            without the part of its gradient that opposes the agent's.
         horizon: transitions in `batch.sequence`; None is what the loss needs.
         batch_size, lr: None is the agent's.
         tau: the momentum copies follow by this much after each step, those of the heads too. None: the agent's own copy of its encoder, moved as the
@@ -65,13 +70,16 @@ class Auxiliary(Block):
     needs_samples = 1  # of a batch
     vector_views = 'Null'
 
-    def __init__(self, *, parts: Parts, name: str = 'aux', seed: int = 0, weight: float = 1.0, horizon: int | None = None, batch_size: int | None = None,
-                 lr: float | None = None, tau: float | None = None, latent_dim: int | None = None, views: str | None = None) -> None:
+    def __init__(self, *, parts: Parts, name: str = 'aux', seed: int = 0, weight: float = 1.0, grad: Literal['own', 'sum', 'project'] = 'own',
+                 horizon: int | None = None, batch_size: int | None = None, lr: float | None = None, tau: float | None = None, latent_dim: int | None = None,
+                 views: str | None = None) -> None:
         super().__init__()
         where = f'aux.{name}'
         self.parts, self.name, self.weight = parts, name, weight
         self.horizon = self.needs_horizon if horizon is None else horizon
         require(0 <= weight < math.inf, f'{where}.weight', weight, '0 or more')
+        require(grad in ('own', 'sum', 'project'), f'{where}.grad', grad, 'own, sum or project')
+        self.joins, self.projects = bool(weight) and grad != 'own', grad == 'project'
         require(self.horizon >= self.needs_horizon, f'{where}.horizon', horizon, f'{self.needs_horizon} or more')
         require(batch_size is None or batch_size >= 1, f'{where}.batch_size', batch_size, '1 or more')
         require(lr is None or 0 <= lr < math.inf, f'{where}.lr', lr, '0 or more')
@@ -149,7 +157,8 @@ class Auxiliary(Block):
 
     def start(self, *, lr: float, batch_size: int, recipe: Mapping[str, Any] = {}, weight_decay: float = 0.0, grad_clip: float | None = None,
               **numbers: Any) -> Auxiliary:
-        """Makes the optimiser, over the heads and the agent's encoder. The agent's numbers hold where the loss has none of its own.
+        """Makes the optimiser, over the heads and, unless it joins the agent's steps, the agent's encoder. The agent's numbers hold where the loss has
+        none of its own.
 
         Args:
             recipe: of the agent's encoder: the loss has an optimiser and a schedule as that has.
@@ -164,11 +173,17 @@ class Auxiliary(Block):
                 '0, as this encoder has nothing to train; or an encoder that has: encoder=ofe, encoder=mlp')
         heads = [p for p in self.parameters() if p.requires_grad]
         groups = [{'params': params, 'lr': rate, 'weight_decay': decay}
-                  for params, rate, decay in ((heads, lr, weight_decay), (eyes, lr * self.weight, 0.0)) if params]
+                  for params, rate, decay in ((heads, lr, weight_decay), ([] if self.joins else eyes, lr * self.weight, 0.0)) if params]
         return self.equip(recipe, 'recipes.encoder', lr=lr, parameters=groups, **numbers)
 
     def learn(self, replay: Replay, agent: Any) -> dict[str, Tensor]:
         """One step on a batch of the loss's own. agent: for its precision. → metrics by name."""
+        metrics = self.step(replay, agent)
+        self.follow()
+        return metrics
+
+    def step(self, replay: Replay, agent: Any) -> dict[str, Tensor]:
+        """`learn`, but for the momentum copies."""
         assert self.batch_size is not None
         batch = replay.sample(self.batch_size, horizon=self.horizon, rng=self.draws)
         eyes = (self.parts.encoder, self.parts.target_encoder)
@@ -179,7 +194,6 @@ class Auxiliary(Block):
         optimise(value, self, name=f'{self.name}_loss', grad_clip=self.grad_clip)
         for buffer, before in seen:  # of batch norm: an encoder that the loss does not train does not see its batches either
             buffer.copy_(before)
-        self.follow()
         return {f'{self.name}_loss': value.detach()} | {f'{self.name}_{key}': torch.as_tensor(metric).detach() for key, metric in metrics.items()}
 
     def checked(self, told: Any) -> tuple[Tensor, Mapping[str, Any]]:
@@ -212,3 +226,47 @@ class Auxiliary(Block):
     def load_streams(self, state: dict[str, Any]) -> None:
         self.draws.bit_generator.state = state['draws']
         self.views.set_state(state['views'])
+
+
+@torch.no_grad()
+def spread(x: Tensor) -> Tensor:
+    """Whether representations (B, D) have collapsed: about 1 where their directions are even, 0 where they are all the same. It is the deviation over the
+    batch of unit vectors, mean over the D numbers, times √D."""
+    return F.normalize(x.float(), dim=1).std(0).mean() * math.sqrt(x.shape[1])
+
+
+class JoiningLoss:
+    """An auxiliary loss during an update of the agent whose steps it joins (Blocks.Block.Joining)."""
+
+    def __init__(self, loss: Auxiliary, replay: Replay, agent: Any) -> None:
+        self.loss, self.replay, self.agent = loss, replay, agent
+        self.steps, self.total = 0, dict[str, Tensor]()
+
+    def gradient(self, own: Tensor, parameters: list[Tensor]) -> Tensor:
+        """The loss's gradient, over all processes, times its weight; with `project` without its part along `own` where the two oppose:
+        g − min(0, g · own / |own|²) own. Its heads take their step."""
+        for p in parameters:
+            p.grad = None
+        metrics = self.loss.step(self.replay, self.agent)
+        Parallel.average_gradients(parameters)
+        mine = torch.cat([torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters])
+        dot, square = mine @ own, own @ own
+        opposed = dot < 0
+        tiny = torch.finfo(own.dtype).tiny
+        metrics |= {f'{self.loss.name}_cosine': dot / (square.sqrt() * mine.norm()).clamp_min(tiny)}
+        if self.loss.projects:
+            mine = mine - torch.where(opposed, dot / square.clamp_min(tiny), 0.0) * own
+            metrics |= {f'{self.loss.name}_projected': opposed.float()}
+        self.steps += 1
+        self.total = {key: self.total.get(key, 0) + value for key, value in metrics.items()}
+        return mine * self.loss.weight
+
+    def follow(self) -> None:
+        self.loss.follow()
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """Means over the update's steps. Raises: ValueError: there was none."""
+        if not self.steps:
+            raise ValueError(f'aux.{self.loss.name}.grad: {type(self.agent).__name__} took no step of its encoder that a loss could join; grad=own')
+        return {key: value / self.steps for key, value in self.total.items()}

@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from Blocks.Auxiliary.Auxiliary import Auxiliary
+from Blocks.Auxiliary.Auxiliary import Auxiliary, spread
 from Datasets.Replay import Batch
 from Utils import require
 
@@ -35,8 +35,9 @@ class BYOL(Auxiliary):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         one, two = self.see(batch.obs), self.see(batch.obs)
-        return self.distance(one, two) + self.distance(two, one), {}
+        projected, other = self.projector(self.encode(one)), self.projector(self.encode(two))
+        return self.distance(projected, two) + self.distance(other, one), {'spread': spread(projected)}
 
-    def distance(self, view: Tensor, other: Tensor) -> Tensor:
-        prediction, target = self.predictor(self.projector(self.encode(view))), self.target_projector(self.target(other))
+    def distance(self, projected: Tensor, other: Tensor) -> Tensor:
+        prediction, target = self.predictor(projected), self.target_projector(self.target(other))
         return (2 - 2 * F.cosine_similarity(prediction.float(), target.float())).mean()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import Parallel
-from Blocks.Auxiliary.Auxiliary import Auxiliary
+from Blocks.Auxiliary.Auxiliary import Auxiliary, spread
 from Datasets.Replay import Batch
 from Utils import require
 
@@ -41,4 +41,4 @@ class BarlowTwins(Auxiliary):
             correlation = Parallel.mean(one.T @ two / len(one))  # over the batches of all processes
         diagonal = correlation.diagonal()
         on, off = (diagonal - 1).square().sum(), correlation.square().sum() - diagonal.square().sum()
-        return on + self.redundancy * off, {'diagonal': diagonal.mean()}
+        return on + self.redundancy * off, {'diagonal': diagonal.mean(), 'spread': spread(one)}

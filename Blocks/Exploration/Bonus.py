@@ -124,6 +124,10 @@ class Bonus(Block):
         """A scalar of the transitions of a batch; None: there is nothing to learn from them."""
         return None
 
+    def told(self) -> dict[str, Tensor]:
+        """Metrics of what `bonus` was last called with."""
+        return {}
+
     def follow(self) -> None:
         """After a pass over a rollout, or an update of an agent that draws: copies that follow the agent's encoder."""
 
@@ -162,7 +166,8 @@ class Bonus(Block):
         self.filter.observe(raw)
         self.observe(seen.now)
         scaled = raw / self.filter.std.float()
-        return scaled, {f'{self.name}_bonus': scaled.mean(), f'{self.name}_bonus_max': scaled.max(), f'{self.name}_bonus_raw': raw.mean()}
+        metrics = {'bonus': scaled.mean(), 'bonus_max': scaled.max(), 'bonus_raw': raw.mean(), 'scale': 1 / self.filter.std, **self.told()}
+        return scaled, {f'{self.name}_{key}': value for key, value in metrics.items()}
 
     def learn(self, seen: Seen, agent: Any) -> dict[str, Tensor]:
         """One step on the loss of transitions. agent: for its precision. → metrics."""

@@ -83,6 +83,7 @@ class RND(Bonus):
                              f'explore.{self.name}.input=encoder has the agent\'s own') from None
         self.moments = RunningMoments(self.seen_shape, count=1e-4)
         self.keeps = generator(seed, where, 'keeps')
+        self.last: tuple[Tensor, ...] = ()  # input and features that the last bonuses were worked out from
 
     def see(self, obs: Tensor) -> Tensor:
         if self.input == 'obs':
@@ -102,7 +103,17 @@ class RND(Bonus):
 
     def bonus(self, seen: Seen) -> Tensor:
         x = self.standardised(seen.next)
-        return (self.predictor(x) - self.target(x)).square().mean(1)
+        predicted, target = self.predictor(x), self.target(x)
+        self.last = x, predicted.detach(), target
+        return (predicted - target).square().mean(1)
+
+    def told(self) -> dict[str, Tensor]:
+        """How far the input and the features vary over a batch, mean over their numbers, how large they get, and the statistics of what is seen."""
+        told = {'seen_mean': self.moments.mean.mean(), 'seen_var': self.moments.var.mean()}
+        for name, x in zip(('input', 'predicted', 'target'), self.last, strict=True):
+            told |= {f'{name}_var': x.var(0, correction=0).mean(), f'{name}_max': x.abs().max()}
+        self.last = ()
+        return told
 
     def loss(self, seen: Seen) -> Tensor | None:
         keep = torch.rand(len(seen.next), generator=self.keeps) < self.update_proportion

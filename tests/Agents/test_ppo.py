@@ -167,7 +167,7 @@ def test_a_learn_against_a_float64_reimplementation(action):
         first, second = head.layers[0], head.layers[2]
         return torch.tanh(x @ first.weight.T + first.bias) @ second.weight.T + second.bias
 
-    normal = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    normal, norms, divergences = (advantage - advantage.mean()) / (advantage.std() + 1e-8), [], []
     for step in (1, 2):
         out = forward(twin.actor.pi_head, obs)
         policy = (torch.distributions.Categorical(logits=out) if action.discrete
@@ -179,15 +179,22 @@ def test_a_learn_against_a_float64_reimplementation(action):
                 + 0.7 * 0.5 * torch.max((predicted - target) ** 2, (near - target) ** 2).mean() - 0.03 * policy.entropy().mean())
         grads = torch.autograd.grad(loss, weights)
         norm = torch.sqrt(sum((g ** 2).sum() for g in grads))
+        norms.append(float(norm))
+        divergences.append((ratio - 1 - ratio.log()).mean().item())
         with torch.no_grad():
             for p, g, (m, v) in zip(weights, grads, moments):
                 g = g * min(1.0, 0.5 / (float(norm) + 1e-6))
                 m.mul_(0.9).add_(0.1 * g)
                 v.mul_(0.999).add_(0.001 * g * g)
                 p.sub_(1e-2 * (m / (1 - 0.9 ** step)) / ((v / (1 - 0.999 ** step)).sqrt() + 1e-5))
-    agent.learn(replay)
+    metrics = agent.learn(replay)
     for ours, theirs in zip([p for block in (agent.actor, agent.critic) for p in block.parameters()], weights, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-3, atol=2e-5)
+    expected = {'grad_norm': sum(norms) / 2, 'approx_kl_max': max(divergences), 'approx_kl': sum(divergences) / 2, 'advantage_mean': advantage.mean(),
+                'advantage_std': advantage.std(), 'return_mean': target.mean(), 'return_std': target.std(), 'value_mean': value.mean(),
+                'value_std': value.std(), 'step_reward': rollout.reward.double().mean(), 'lr': 1e-2,
+                'explained_variance': 1 - (target - value).var() / target.var()}
+    assert {key: metrics[key].item() for key in expected} == pytest.approx({key: float(x) for key, x in expected.items()}, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize('obs, action, options', [

@@ -180,6 +180,7 @@ def test_a_rollout_is_scaled_by_a_deviation_that_includes_it_and_looked_at_with_
     assert torch.equal(seen.now, shown[:, :-1].flatten(0, 1)) and torch.equal(seen.next, shown[:, 1:].flatten(0, 1))
     raw = bonus.bonus(seen).view(3, 10).double()
     moments_before = bonus.moments.mean.clone()
+    bonus_input = copy.deepcopy(bonus)  # before its statistics take the rollout in
     told, metrics = bonus.rolled(seen, 3)
     returns, f = [], np.zeros(3)
     for t in range(10):
@@ -189,6 +190,11 @@ def test_a_rollout_is_scaled_by_a_deviation_that_includes_it_and_looked_at_with_
     std = math.sqrt((1e-4 + 30 * values.var() + values.mean() ** 2 * 1e-4 * 30 / 30.0001) / 30.0001)
     torch.testing.assert_close(told.double(), raw.detach() / std, rtol=1e-4, atol=1e-6)
     assert metrics['rnd_bonus'] == told.mean() and bonus.filter.count.item() == pytest.approx(30.0001)
+    x = bonus_input.standardised(seen.next).double()
+    target = bonus.target(x.float()).double().numpy()
+    expected = {'scale': 1 / std, 'target_var': target.var(0).mean(), 'target_max': np.abs(target).max(), 'input_var': x.var(0, correction=0).mean(),
+                'input_max': x.abs().max(), 'seen_mean': bonus.moments.mean.mean(), 'seen_var': bonus.moments.var.mean()}
+    assert {key: metrics[f'rnd_{key}'].item() for key in expected} == pytest.approx({key: float(value) for key, value in expected.items()}, rel=1e-3)
     everything = torch.cat([observations(50, seed=9), seen.now])
     assert not torch.equal(bonus.moments.mean, moments_before)
     torch.testing.assert_close(bonus.moments.mean, everything.double().mean(0), rtol=1e-5, atol=1e-5)
@@ -227,7 +233,8 @@ def test_everything_learns_from_a_rollout(obs, action, options):
     learners = [*agent.learners, agent.bonus.predictor]
     before, target = [parameters(block) for block in learners], parameters(agent.bonus.target)
     metrics = agent.improve(rolled(agent, obs, action))
-    assert {'rnd_bonus', 'rnd_loss', 'explained_variance'} <= metrics.keys() and all(value.isfinite() for value in metrics.values())
+    told = {'rnd_bonus', 'rnd_loss', 'explained_variance', 'intrinsic_explained_variance', 'intrinsic_return_std'}
+    assert told <= metrics.keys() and all(value.isfinite() for value in metrics.values())
     assert not any(same(old, parameters(block)) for old, block in zip(before, learners) if old) and same(target, parameters(agent.bonus.target))
 
 
