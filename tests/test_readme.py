@@ -105,8 +105,10 @@ def test_command_of_the_readme(graft, command):
             pytest.importorskip(package)
     for word in command:  # weights of a run that the reader has
         if word.startswith('load_path='):
-            source = graft.run('experiment=Source', *[other for other in command if other.startswith(('task=', 'Agent='))])
-            command = [f'load_path={source.path}' if other == word else other for other in command]
+            said = graft.main(*tiny(['experiment=Source', *[other for other in command if other.startswith(('task=', 'Agent='))]]))
+            assert said.code == 0, said.err
+            (source,) = graft.home.glob('Benchmarking/Source/*/*/*')
+            command = [f'load_path={source}' if other == word else other for other in command]
     if first := before(command):
         said = graft.main(*tiny(first))
         assert said.code == 0, said.err
