@@ -289,7 +289,8 @@ class Gather:
         return self._stacks(index, self.meta.take(index) >> AGE, 'observations')
 
     def latest(self, steps: int, obs: bool = True) -> Rollout:
-        """The newest `steps` transitions of every lane in time order; `steps` up to `window` are always kept.
+        """The newest `steps` transitions of every lane in time order. A final observation takes a row: 2 · `steps` rows a lane always hold them, as do
+        `steps` ≤ `window`.
 
         Args:
             obs: False leaves `obs` and `bootstrap_obs` empty, for who reads parts of them with `observations`.

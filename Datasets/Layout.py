@@ -29,7 +29,7 @@ class Ring:
         num_envs: lanes.
         rows: of a lane that can be drawn.
         stack: frames of a stack.
-        window: rows ahead (nstep, horizon, rollout) that reads stay contiguous for.
+        window: rows ahead (nstep, horizon) that reads stay contiguous for.
         slack: rows of a lane that may be written before a row that could be drawn at the last checkpoint is written over.
     """
     def __init__(self, num_envs: int, rows: int, stack: int, window: int, slack: int):

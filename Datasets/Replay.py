@@ -34,7 +34,7 @@ class Replay(Draw):
         store: 'map', 'ram', a torch device, or 'auto': map if there is a path and room, else ram. With a path, other stores than 'map'
             write the map at `sync()`; without one the rows travel in `state_dict()`.
         slack: rows a lane may write between two checkpoints without losing exactness; see `slack_left`.
-        window: largest nstep, horizon and rollout that stay fast.
+        window: largest nstep and horizon that stay fast.
         extras: name -> `Extra`, or a dict of its fields. One named 'label' comes out as `Batch.label`.
         sampler: 'uniform', or 'epoch': shuffled passes over what is stored when a pass begins.
         reward_clip: each reward is clipped to ± this before it is summed; None: never.

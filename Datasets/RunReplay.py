@@ -72,8 +72,8 @@ class RunReplay:
             ring = state['replay']['layout']['ring'] if state and 'replay' in state else read_layout(self.path)['ring']
             return {'capacity': ring['rows'] * ring['num_envs'], 'slack': ring['slack'], 'window': ring['window']}
         stored = read_layout(self.source)['ring'] if self.source else {'rows': 0, 'num_envs': 0}
-        rows = capacity(args, stored['rows'] * stored['num_envs'])
-        window = max(args.nstep, needs.rollout_steps, min(needs.horizon, rows // args.num_envs))
+        rows = max(capacity(args, stored['rows'] * stored['num_envs']), 2 * needs.rollout_steps * args.num_envs)  # at worst each step ends an episode
+        window = max(args.nstep, min(needs.horizon, rows // args.num_envs))
         return {'capacity': rows // args.num_envs * self.lanes, 'slack': slack(args), 'window': window}
 
     def forget(self, processes: Iterable[Mapping[str, Any]]) -> None:

@@ -4,13 +4,18 @@ import math
 import pytest
 import torch
 
+import Run
 from Agents.PPO import PPO
 from Blocks.Actors import Categorical, DiagonalNormal
 from Blocks.Losses import advantages, clipped_surrogate, clipped_value_loss
 from Datasets.Replay import Replay
+from Datasets.RunReplay import RunReplay
+from Datasets.Specs import ObsSpec
 from Hparams.Compose import compose_args
 from Hparams.Registry import row
 from tests.Agents.small import BOX, DISCRETE, IMAGE, TINY_EYES, VECTOR, look, observations, parameters, same
+from tests.runs import folder, rows, values
+from Utils import Args
 
 
 def make(obs=VECTOR, action=DISCRETE, recipes=None, seed=0, **options):
@@ -269,6 +274,25 @@ def test_procgens_numbers_are_there_for_its_suite():
     numbers = row('procgen', 'Agents.PPO', 'procgen/coinrun')
     assert (numbers['num_envs'], numbers['lr'], numbers['discount'], numbers['Eyes'], numbers['hidden_dim']) == (64, 5e-4, 0.999, 'ImpalaCNN', 256)
     assert {'rollout_steps': 256, 'epochs': 3, 'minibatches': 8, 'clip': 0.2}.items() <= numbers['agent'].items()
+
+
+# --- memory
+
+def test_a_rollout_of_128_lanes_fits_into_half_a_gigabyte(tmp_path):
+    """Pixels stay bytes, and are stored once: 128 steps of 128 lanes, final observations for all of them, stacks of four."""
+    args = Args(compose_args(['task=atari/montezuma_revenge', 'Agent=RND', 'save=false']))
+    agent = make(ObsSpec((1, 84, 84), frame_stack=4), num_envs=128, rollout_steps=128, intrinsic=True)
+    sizes = RunReplay(args, tmp_path, 'montezuma_revenge', 'cpu').sizes(None, agent)
+    needed = Replay.bytes_needed(ObsSpec((1, 84, 84), frame_stack=4), DISCRETE, num_envs=128, **sizes, extras=agent.extras)
+    assert 2 * 128 * 128 * 84 * 84 < needed < 0.5e9
+
+
+def test_rollouts_whose_every_step_ends_an_episode(tmp_path):
+    run = values(tmp_path, 'gym/CartPole-v1', 'Agent=PPO', 'num_envs=2', 'train_steps=200', 'seed_steps=0', 'learn_per_steps=40', 'agent.rollout_steps=20',
+                 'environment.max_steps=1', 'save=false', 'evaluate_per_steps=0')
+    Run.run(run)
+    told = rows(folder(run) / 'train.csv')[-1]
+    assert told['episode'] == '200' and told['update'] == str(5 * run['agent']['epochs'] * run['agent']['minibatches'])
 
 
 # --- acting
