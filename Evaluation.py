@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from Agents.Agent import Agent
 from Datasets.Specs import ObsSpec
 from Datasets.Suites.Classify import Classify
-from Environment import Environment, Episode, Step
+from Environment import Environment, Step
+from Episodes import Episode
 
 
 def evaluate(agent: Agent, environment: Environment, episodes: int, seed: int, stopped: Callable[[], bool] = lambda: False) -> list[Episode] | None:

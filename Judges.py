@@ -16,7 +16,8 @@ from Benchmarking.Video import write_video
 from Datasets.Replay import Replay
 from Datasets.Samples import Samples
 from Datasets.Suites.Names import LABELLED
-from Environment import Environment, Episode, Visits
+from Environment import Environment
+from Episodes import Episode, Visits
 from Evaluation import evaluate, evaluate_labels, generate_images
 from Utils import Args
 

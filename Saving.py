@@ -18,7 +18,8 @@ from Benchmarking.Logger import Logger
 from Benchmarking.Recorder import Recorder
 from Datasets.Replay import Replay
 from Datasets.RunReplay import RunReplay, anew
-from Environment import Environment, Visits, dealt
+from Environment import Environment, dealt
+from Episodes import Visits
 from Judges import Judge
 from Utils import Args, NonFinite
 

@@ -33,7 +33,8 @@ from Datasets.RunReplay import RunReplay
 from Datasets.Samples import Samples
 from Datasets.Suites import make
 from Datasets.Suites.Names import LABELLED
-from Environment import Environment, Visits
+from Environment import Environment
+from Episodes import Visits
 from Hparams.Check import PASSES
 from Hparams.Parts import check_parts, recipes, without_use
 from Judges import judge_of

@@ -7,7 +7,8 @@ import torch
 
 from Datasets.Replay import Replay
 from Datasets.Specs import ActionSpec
-from Environment import ActionLog, EnvError, Environment, episode_seed
+from Environment import EnvError, Environment, episode_seed
+from Episodes import ActionLog
 from tests.scripted import Game, ScriptedSuite, StatefulSuite
 
 

@@ -4,7 +4,8 @@ import pytest
 from ale_py import roms
 
 from Datasets.Suites import make
-from Environment import Environment, Visits
+from Environment import Environment
+from Episodes import Visits
 from tests.Datasets.test_atari import area
 
 MEMORY = {'montezuma_revenge': 3, 'pitfall': 1}
