@@ -36,7 +36,7 @@ REFUSED = {
     'task=gym/CartPol-v1': ('gym/CartPole-v1',),
     'task=dmm/cheetah_run': ("no suite 'dmm'", 'atari, dmc, gym'),
     'task=dmc/cheeta_run': ('dmc/cheetah_run',),
-    'task=gym/Pendulum obs=pixels': ('obs=pixels: task=gym/… has no other than obs=state',),
+    'task=atari/pong obs=state': ('obs=state: task=atari/… has no other than obs=pixels',),
     'task=dmc/cheetah_run environment.obs=state': ('environment.obs=state: write obs=state',),
     'obs=images': ('obs=images: expected one of pixels, state',),
     'encoder=conv': ('encoder=conv: expected one of auto, pixel',),

@@ -1,16 +1,17 @@
-"""Gymnasium's environments: `task=gym/<any id with Box or Discrete spaces>`, its MuJoCo tasks included."""
+"""Gymnasium's environments: `task=gym/<any id with Box or Discrete spaces>`, its MuJoCo tasks included, as what they tell or as what they draw."""
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from PIL import Image
 
 from Datasets.Specs import ActionSpec, ObsSpec
 from Datasets.Suites.Names import find_gym as find_task
@@ -44,6 +45,8 @@ class Gym(Suite):
     Args:
         task: the registered id.
         num_envs: lanes.
+        obs: 'state', what the task tells, or 'pixels', what it draws.
+        render_size, grayscale: of pixels, their height and width, and whether one channel stands for three.
         train, num_threads: for other suites; they make no difference here.
         vectorization: 'sync', lanes in turn (best for small tasks), or 'async', a process for each.
         frame_stack, stack_pad: see `ObsSpec`.
@@ -52,13 +55,17 @@ class Gym(Suite):
         kwargs: arguments of the environment's constructor.
     """
 
-    def __init__(self, task: str, num_envs: int, *, train: bool = True, num_threads: int = 0, vectorization: str = 'sync', frame_stack: int = 1,
-                 stack_pad: str = 'zeros', action_repeat: int = 1, max_steps: int | None = None, kwargs: dict[str, Any] | None = None) -> None:
-        check_at_least(1, num_envs=num_envs, frame_stack=frame_stack, action_repeat=action_repeat, max_steps=1 if max_steps is None else max_steps)
+    def __init__(self, task: str, num_envs: int, *, obs: Literal['state', 'pixels'] = 'state', render_size: int = 84, grayscale: bool = True,
+                 train: bool = True, num_threads: int = 0, vectorization: str = 'sync', frame_stack: int = 1, stack_pad: str = 'zeros',
+                 action_repeat: int = 1, max_steps: int | None = None, kwargs: dict[str, Any] | None = None) -> None:
+        check_at_least(1, num_envs=num_envs, frame_stack=frame_stack, action_repeat=action_repeat, max_steps=1 if max_steps is None else max_steps,
+                       render_size=render_size)
         if vectorization not in ('sync', 'async'):
             raise ValueError(f'environment.vectorization={vectorization!r}: expected sync or async')
         os.environ.setdefault('MUJOCO_GL', 'egl')  # read at MuJoCo's first import; needs no display
-        self.build: Callable[..., gymnasium.Env] = partial(build, task, action_repeat, max_steps, dict(kwargs or {}))
+        os.environ.setdefault('SDL_VIDEODRIVER', 'dummy')  # pygame's
+        drawn = (render_size, grayscale) if obs == 'pixels' else None
+        self.build: Callable[..., gymnasium.Env] = partial(build, task, action_repeat, max_steps, dict(kwargs or {}), drawn)
         lanes = [partial(self.build, lane=lane) for lane in range(num_envs)]
         self.env: VectorEnv
         if vectorization == 'sync':
@@ -148,15 +155,28 @@ class Gym(Suite):
 
 
 class Lane(gymnasium.Wrapper):
-    """One lane: holds actions, drops the infos that nobody reads, and marks what it raises with its number."""
+    """One lane: holds actions, shows what is drawn where that is wanted, drops the infos that nobody reads, and marks what it raises with its number.
 
-    def __init__(self, env: gymnasium.Env, lane: int, action_repeat: int) -> None:
+    Args:
+        drawn: height and width of its pictures, and whether they are grey; None: it shows what the environment tells."""
+
+    def __init__(self, env: gymnasium.Env, lane: int, action_repeat: int, drawn: tuple[int, bool] | None = None) -> None:
         super().__init__(env)
-        self.lane, self.action_repeat = lane, action_repeat
+        self.lane, self.action_repeat, self.drawn = lane, action_repeat, drawn
+        if drawn is not None:
+            self.observation_space = spaces.Box(0, 255, (drawn[0], drawn[0], 1 if drawn[1] else 3), np.uint8)
+
+    def shown(self, obs: Any) -> Any:
+        """The picture in place of the observation: grey by luma (ITU-R 601), brought to size by area."""
+        if self.drawn is None:
+            return obs
+        size, grey = self.drawn
+        picture: Any = self.env.render()
+        return np.asarray(Image.fromarray(picture).convert('L' if grey else 'RGB').resize((size, size), Image.Resampling.BOX)).reshape(size, size, -1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         try:
-            return self.env.reset(seed=seed)[0], {}  # the vector env's options are its mask
+            return self.shown(self.env.reset(seed=seed)[0]), {}  # the vector env's options are its mask
         except Exception as error:
             error.lane = self.lane  # type: ignore[attr-defined]
             raise
@@ -169,15 +189,17 @@ class Lane(gymnasium.Wrapper):
                     break
                 obs, more, terminated, truncated, _ = self.env.step(action)
                 reward = float(reward) + float(more)
-            return obs, reward, terminated, truncated, {}  # type: ignore[return-value]
+            return self.shown(obs), reward, terminated, truncated, {}  # type: ignore[return-value]
         except Exception as error:
             error.lane = self.lane  # type: ignore[attr-defined]
             raise
 
 
-def build(task: str, action_repeat: int, max_steps: int | None, kwargs: dict[str, Any], lane: int = 0,
+def build(task: str, action_repeat: int, max_steps: int | None, kwargs: dict[str, Any], drawn: tuple[int, bool] | None = None, lane: int = 0,
           render_mode: str | None = None) -> gymnasium.Env:
-    """One environment. Raises: ValueError, ImportError: as `make`."""
+    """One environment. drawn: size of its pictures and whether they are grey, where those are what it shows. Raises: ValueError, ImportError: as `make`."""
+    if drawn is not None:
+        render_mode = 'rgb_array'
     if render_mode is not None:
         kwargs = kwargs | {'render_mode': render_mode}
     try:
@@ -188,7 +210,10 @@ def build(task: str, action_repeat: int, max_steps: int | None, kwargs: dict[str
         raise ImportError(f'task=gym/{task}: {one_line(error)}') from error
     except (gymnasium.error.Error, TypeError) as error:
         raise ValueError(f'task=gym/{task}: {one_line(error)}') from error
-    return Lane(env, lane, action_repeat)
+    if drawn is not None and 'rgb_array' not in (env.metadata.get('render_modes') or ()):
+        env.close()
+        raise ValueError(f'obs=pixels: task=gym/{task} cannot be drawn: it has no render_mode=rgb_array')
+    return Lane(env, lane, action_repeat, drawn)
 
 
 def observation(space: spaces.Space, task: str) -> tuple[tuple[int, ...], float, float, Callable[[Any], np.ndarray]]:

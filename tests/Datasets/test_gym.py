@@ -47,6 +47,53 @@ def test_lanes_are_those_of_plain_environments(vectorization):
     environment.close()
 
 
+def picture(env, size, grey):
+    """Grey by luma, brought to size by the mean over the area that a pixel covers: in float64, by hand."""
+    frame = env.render().astype(np.float64)
+    if grey:
+        frame = np.rint(frame @ [0.299, 0.587, 0.114])[..., None]
+
+    def areas(length):
+        edges, pixels = np.arange(size + 1) * length / size, np.arange(length)
+        covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+        return covered.clip(0) / covered.clip(0).sum(1, keepdims=True)
+    return areas(frame.shape[0]) @ np.moveaxis(frame, -1, 0) @ areas(frame.shape[1]).T
+
+
+@pytest.mark.parametrize('size, grey', [(84, True), (60, False)])
+def test_pixels_are_what_the_task_draws(size, grey):
+    """At an episode's end too: what it showed last, not what the next one begins with. Episodes do not all begin alike."""
+    options = {} if grey else {'render_size': size, 'grayscale': False}
+    environment = build('CartPole-v1', 2, seed=6, max_steps=25, obs='pixels', frame_stack=2, **options)
+    assert environment.obs_spec.shape == (1 if grey else 3, size, size) and environment.obs_spec.dtype == torch.uint8
+    plain, number, ends, began = [gymnasium.make('CartPole-v1', max_episode_steps=25, render_mode='rgb_array') for _ in range(2)], [0, 0], set(), []
+
+    def near(shown, env):  # the simulator rounds between its passes over rows and columns, a box at a fraction of a pixel
+        assert np.abs(shown - picture(env, size, grey)).mean() < 0.7
+    for lane, env in enumerate(plain):
+        env.reset(seed=episode_seed(6, lane, 0))
+        near(environment.frames[lane], env)
+    for action in random_actions(environment, 60):
+        rows = environment.advance(action)
+        finals = dict(zip(rows.final_lanes.tolist(), rows.final_obs))
+        for lane, env in enumerate(plain):
+            _, _, terminated, truncated, _ = env.step(action[lane])
+            if terminated or truncated:
+                ends.add((terminated, truncated))
+                near(finals[lane], env)
+                number[lane] += 1
+                env.reset(seed=episode_seed(6, lane, number[lane]))
+                began.append(rows.obs[lane].tobytes())
+            near(rows.obs[lane], env)
+    assert {(True, False), (False, True)} <= ends and len(set(began)) >= 3
+    environment.close()
+
+
+def test_a_task_that_does_not_draw_has_no_pixels():
+    with pytest.raises(ValueError, match='^obs=pixels: task=gym/tests.sparse:Chain-v0 cannot be drawn: it has no render_mode=rgb_array$'):
+        make('gym', 'tests.sparse:Chain-v0', 2, obs='pixels')
+
+
 def test_continuous_actions_are_rescaled_to_the_box():
     environment, plain = build('Pendulum-v1', 1, seed=3), gymnasium.make('Pendulum-v1')
     assert environment.action_spec.shape == (1,) and environment.obs_spec.dtype == torch.float32
@@ -59,9 +106,11 @@ def test_continuous_actions_are_rescaled_to_the_box():
         environment.advance(np.array([[np.nan]], np.float32))
 
 
-@pytest.mark.parametrize('task, steps', [('CartPole-v1', 100), ('Pendulum-v1', 250), ('HalfCheetah-v5', 120)])
-def test_runs_repeat_and_resume_exactly_in_the_middle_of_episodes(task, steps):
-    one, two, resumed, other = build(task, 3, 1), build(task, 3, 1), build(task, 3, 9), build(task, 3, 2)
+@pytest.mark.parametrize('task, steps, options', [
+    ('CartPole-v1', 100, {}), ('Pendulum-v1', 250, {}), ('HalfCheetah-v5', 120, {}), ('CartPole-v1', 40, {'obs': 'pixels', 'frame_stack': 3})],
+    ids=['CartPole', 'Pendulum', 'HalfCheetah', 'CartPole pixels'])
+def test_runs_repeat_and_resume_exactly_in_the_middle_of_episodes(task, steps, options):
+    one, two, resumed, other = (build(task, 3, seed, **options) for seed in (1, 1, 9, 2))
     actions = random_actions(one, steps + 60)
     for action in actions[:steps]:
         rows = one.advance(action)
