@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from Benchmarking.SpeedPlain import plain_rnd
+from Benchmarking.SpeedProcesses import processes
 from Benchmarking.SpeedWorks import (
     AUXI,
     CARTPOLE,
@@ -82,6 +83,8 @@ UPDATE_NOTE = 'Nature CNN, 6 actions, double, Huber, Adam 1e-4; plain is eager f
 LOOP_NOTE = 'one update of 32 per 4 steps, double, replay 20k, one thread for the emulators of either side; plain is fp32'
 PPO_NOTE = 'rollouts of 128, four passes in four parts, GAE, checkpoints on their cadence; plain is eager fp32 NCHW over the same vector env'
 RND_NOTE = '32 lanes, rollouts of 128, the networks and numbers of the paper; beside: the plain single-file loop of Benchmarking/SpeedPlain.py, fp32'
+PROCESSES_NOTE = ('16 lanes in all, fp32, one torch thread each, gloo; beside: one such process; needs two free cores. runs: two that share nothing, '
+                  '16 lanes each, which is what the machine can do')
 PLAIN_RING = {'columns': True, 'lanes': 16}
 SAC_NOTE = '17 numbers, 6 joints, batch 256, two hidden layers without layer norm, one step of critic, actor and temperature; plain is eager fp32'
 PIXEL_NOTE = 'batch 128, hidden 1024, actor and targets at every second update, CURL in each; ours with its draws from the replay; plain is eager fp32 NCHW'
@@ -136,6 +139,9 @@ ROWS = [
       for envs in (8, 32) for precision, at_least in (('fp32', 1.2), ('bf16', 1.8))),
     *(Row(f'loop rnd montezuma {precision}', rollouts(*RND, 'num_envs=32', f'precision={precision}'), 'steps', beside=plain_rnd('montezuma_revenge', 32),
           at_least=at_least, note=RND_NOTE) for precision, at_least in (('fp32', 1.3), ('bf16', None))),
+    *(Row(f'loop ppo pong 2 {name}', processes(2, *PPO, 'num_envs=16', together=together), 'steps', at_least=at_least,
+          beside=processes(1, *PPO, 'num_envs=16'), note=PROCESSES_NOTE)
+      for name, together, at_least in (('processes', True, 1.6), ('runs', False, None))),
     Row('loop ppo cartpole 64', rollouts(*CARTPOLE, 'num_envs=64', 'agent.rollout_steps=128', 'agent.epochs=4', 'agent.minibatches=4'), 'steps',
         at_least=20_000, note='rollouts of 128, four passes in four parts, as the peers have it'),
     Row('loop ppo cartpole 64 preset', rollouts(*CARTPOLE, 'num_envs=64'), 'steps', note="the preset's numbers: rollouts of 32, twenty passes"),

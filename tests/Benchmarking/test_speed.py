@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import Session
-from Benchmarking import Speed, SpeedWorks
+from Benchmarking import Speed, SpeedProcesses, SpeedWorks
 from Benchmarking.Speed import Bench, Options, Row, counted
 
 ROOT = Path(__file__).parents[2]
@@ -134,3 +134,17 @@ def test_rows_have_names_of_their_own_and_known_plain_loops():
     assert len({row.name for row in Speed.ROWS}) == len(Speed.ROWS)
     baselines, _ = Speed.load_baselines(Path(Options().baselines))
     assert baselines is None or {row.plain for row in Speed.ROWS} - {''} <= set(baselines.NAMES)
+
+
+@pytest.mark.parametrize('together', [True, False])
+def test_several_processes_do_a_rollout_each(tmp_path, together):
+    """Together they share the lanes of one run; apart each has a run of its own."""
+    tiny = ('device=cpu', 'Agent=PPO', 'task=gym/CartPole-v1', 'num_envs=4', 'agent.rollout_steps=8', 'agent.epochs=1', 'hidden_dim=8')
+    held = Bench(Options(), tmp_path)
+    with held.after:
+        work = SpeedProcesses.processes(2, *tiny, together=together)(held)
+        assert work.per_call == (8 * 4 if together else 2 * 8 * 4)
+        work()
+        work()
+        made = sorted(path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob('checkpoint.pt'))
+        assert made == (['run'] if together else ['0', '1'])
