@@ -52,15 +52,13 @@ def run(values: dict[str, Any], overrides: str = '', sweep: bool = False) -> flo
     if values['parallel']:
         Parallel.spread(sys.argv[1:])
     session = Session(values, overrides, sweep)
-    before = {number: signal.signal(number, session.stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        score = train(session)
-    except KeyboardInterrupt:  # asked twice
-        sys.exit(128 + (session.stop_signal or signal.SIGINT))
-    finally:
-        session.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with session.listening():
+        try:
+            score = train(session)
+        except KeyboardInterrupt:  # asked twice
+            sys.exit(128 + (session.stop_signal or signal.SIGINT))
+        finally:
+            session.close()
     if session.stop_signal:
         sys.exit(128 + session.stop_signal)
     return score

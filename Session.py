@@ -9,12 +9,13 @@ import math
 import os
 import re
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import Checkpoint
 import Parallel
@@ -206,12 +207,26 @@ class Session(Saving):
         agent = make_agent(self.args, self.environment.obs_spec, self.environment.action_spec, self.device)
         if self.args.offline and agent.bonus:
             raise ValueError(f'explore={agent.bonus.name}: a bonus is given for what is played, offline=true plays nothing; explore=none')
+        self.check_rollouts(agent)
         if self.args.offline and agent.rollout_steps:
             raise ValueError(f'offline=true: {self.args.agent_name} learns from what it has just played alone; another agent, or offline=false')
         if self.labelled and agent.horizon:
             name = next(name for name, loss in agent.losses.items() if loss.horizon)
             raise ValueError(f'aux={name}: {Samples.horizon_needed}')
         return agent
+
+    def check_rollouts(self, agent: Agent) -> None:
+        """An agent that learns from rollouts learns from each once, and from all of it. Raises: ValueError."""
+        args, rollout = self.args, agent.rollout_steps * self.args.num_envs
+        if not rollout or args.offline:
+            return
+        name = args.agent_name.removeprefix('Agents.')
+        if args.learn_per_steps not in (0, rollout):
+            raise ValueError(f'learn_per_steps={args.learn_per_steps}: {name} learns from each rollout once, agent.rollout_steps × num_envs = {rollout}; '
+                             'set those instead')
+        for key, value in (('updates_per_learn', 1), ('learn_steps_after', 0)):
+            if args[key] != value:
+                raise ValueError(f'{key}={args[key]}: {name} learns from each rollout once; agent.epochs are passes over it')
 
     def open_replay(self, state: dict[str, Any] | None) -> Replay:
         say: Any = self.logger.say if not self.args.offline else print if Parallel.is_main() else lambda line: None  # offline there is no logger yet
@@ -222,7 +237,8 @@ class Session(Saving):
 
     def start(self) -> None:
         """A run that begins: first observations, a checkpoint to come back to."""
-        self.warm_up()
+        with self.listening():
+            self.warm_up()
         if not self.args.offline:
             self.replay.begin(self.environment.start())
         if self.args.save:
@@ -235,9 +251,12 @@ class Session(Saving):
         if bonus is None or not bonus.warmup_steps:
             return
         lanes = self.make_environment(len(self.lanes), train=True)
+        self.logger.say(f'explore.{bonus.name}: {bonus.warmup_steps} random steps of each of {self.args.num_envs} lanes come first '
+                        f'(explore.{bonus.name}.warmup_steps), for its statistics')
         try:
             lanes.seed = derive_seed(self.args.seed, 'warm-up')
             lanes.start()
+            self.agent.mode(training=False)
             random, shown = generator(self.args.seed, 'warm-up', Parallel.rank), []
             for step in range(1, bonus.warmup_steps + 1):
                 lanes.advance(uniform_action(lanes.action_spec, lanes.num_envs, random))
@@ -246,7 +265,8 @@ class Session(Saving):
                     bonus.warmed(torch.cat(shown))
                     shown.clear()
                     if Parallel.any_of(self.stopping):
-                        break
+                        self.logger.say('stopped before the first step: there is nothing to go on with')
+                        sys.exit(128 + (self.stop_signal or signal.SIGTERM))
         finally:
             lanes.close()
 
@@ -265,7 +285,8 @@ class Session(Saving):
         agent.step = self.step
         agent.mode(training=False)
         step = environment.observe().to(self.device)
-        action, extras, self.agent_state = agent.act(step, self.agent_state)
+        with self.guarded():
+            action, extras, self.agent_state = agent.act(step, self.agent_state)
         environment.send(action)
         if agent.overlap:
             self.learn()
@@ -291,14 +312,17 @@ class Session(Saving):
         """Every update that is due; those `after` the last step can be interrupted."""
         self.agent.step = self.step
         while self.learn_calls < self.learn_calls_due(after) and not (after and self.stopping):
-            metrics = self.guarded_learn()
+            with self.guarded():
+                metrics = self.agent.improve(self.replay)
             if self.args.agent_log:
                 self.logger.record('train', metrics)
             self.learn_calls += 1
 
-    def guarded_learn(self) -> dict[str, Tensor]:
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Around what the agent computes: a number that is none leaves behind what it came from, and ends the run."""
         try:
-            return self.agent.improve(self.replay)
+            yield
         except NonFinite as error:
             file = self.path / ('nonfinite.pt' if Parallel.is_main() else f'nonfinite-{Parallel.rank}.pt')
             Checkpoint.write(file, {'agent': self.agent.state(), 'batch': self.replay.last_batch(), 'step': self.step, 'loss': error.loss})
@@ -361,6 +385,9 @@ class Session(Saving):
             self.clocks['evaluate'].last = -1
             return
         self.score = next(iter(metrics.values()), None)
+        if self.only_evaluates:
+            shown = metrics | {key: value for key in ('sticky_actions',) if (value := getattr(self.judge.environment.suite, key, None)) is not None}
+            self.logger.say(f'evaluated at step {self.step}: {", ".join(f"{name} {value:.6g}" for name, value in shown.items())}')
         self.logger.dump('eval', **self.counters(), metrics=metrics)
 
     def plot(self) -> None:
@@ -394,6 +421,16 @@ class Session(Saving):
             self.stop_signal = signal.SIGTERM if self.stop_signal is None else self.stop_signal
             self.agreed = True
         return self.agreed
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """While SIGINT and SIGTERM end the run at its next turn."""
+        before = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Ends the run at the next turn of the loop, saved and plotted; asked twice, at once."""

@@ -138,9 +138,11 @@ class Agent(Plugged):
                     value.manual_seed(derive_seed(seed, plug.name, name))
 
     def load_lanes(self, lanes: Mapping[str, Tensor]) -> None:
-        """Statistics of lanes, (lanes, …) each, by name."""
+        """Statistics of lanes, (lanes, …) each, by name. Raises: ValueError: of another number of lanes."""
         own = self.state_dict()
         for name, value in lanes.items():
+            if value.shape != own[name].shape:
+                raise ValueError(f'the saved agent has statistics of {len(value)} lanes, this one of {len(own[name])}: resume with the num_envs of the run')
             own[name].copy_(value)
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -148,14 +150,16 @@ class Agent(Plugged):
 
         Raises: ValueError when the saved agent has other parts or shapes."""
         if set(state['auxiliaries']) != set(self.auxiliaries):
-            raise ValueError(f'the saved agent has the auxiliary losses {sorted(state["auxiliaries"])}, this one {sorted(self.auxiliaries)}')
-        ours, saved = ({key: value.shape for key, value in side.items() if key.startswith('auxiliaries.')} for side in (self.state_dict(), state['weights']))
-        if differing := sorted(key for key in ours.keys() | saved.keys() if ours.get(key) != saved.get(key)):
-            _, name, part, *_ = differing[0].split('.')
-            raise ValueError(f'aux.{name} has another {part} than the saved one: resume with the options of aux.{name} that the run was begun with')
+            frozen = ' (recipes.encoder.freeze=true leaves losses out)' if any(block.frozen for block in self.blocks().values()) else ''
+            raise ValueError(f'the saved agent has the auxiliary losses {sorted(state["auxiliaries"])}, this one {sorted(self.auxiliaries)}{frozen}')
         if (state.get('bonus') is None) != (self.bonus is None):
             raise ValueError(f'the saved agent has {"no " if self.bonus else "a "}bonus for exploration, this one has {"one" if self.bonus else "none"}: '
                              'resume with the explore= that the run was begun with')
+        ours, saved = ({key: value.shape for key, value in side.items() if self.plug_of(key) and key.rpartition('.')[2] not in LANE_BUFFERS}
+                       for side in (self.state_dict(), state['weights']))
+        if differing := sorted(key for key in ours.keys() | saved.keys() if ours.get(key) != saved.get(key)):
+            plug, part = self.plug_of(differing[0]), differing[0].split('.')[2 if differing[0].startswith('auxiliaries') else 1]
+            raise ValueError(f'{plug} has another {part} than the saved one: resume with the options of {plug} that the run was begun with')
         self.load_weights(state['weights'])
         for name, streams in state['auxiliaries'].items():
             self.losses[name].load_streams(streams)
@@ -167,12 +171,20 @@ class Agent(Plugged):
             if set(state[kind]) != own:
                 raise ValueError(f'the saved agent has {kind} of {sorted(state[kind])}, this one of {sorted(own)}')
         for name, optim in state['optims'].items():
-            blocks[name].load_optim(optim)
+            try:
+                blocks[name].load_optim(optim)
+            except ValueError as error:
+                raise ValueError(f'{self.plug_of(name) or name}: {error}; resume with the options that the run was begun with') from None
         for name, scheduler in state['schedulers'].items():
             blocks[name].scheduler.load_state_dict(scheduler)  # type: ignore[union-attr]
         for name, random_state in state['generators'].items():
             getattr(self, name).set_state(random_state)
         self.step, self.update_count = state['step'], state['update_count']
+
+    def plug_of(self, key: str) -> str:
+        """The name on the command line of the plug that a key of the state belongs to; '' if to none."""
+        first, _, rest = key.partition('.')
+        return f'aux.{rest.partition(".")[0]}' if first == 'auxiliaries' else f'explore.{self.bonus.name}' if first == 'bonus' and self.bonus else ''
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Those of plugs are taken as far as both sides have them, in the same shape. Raises: ValueError: other parts or shapes."""
@@ -181,10 +193,12 @@ class Agent(Plugged):
             return name.startswith(plugs) or name.rpartition('.')[2] in LANE_BUFFERS
         own = {name: value for name, value in self.state_dict().items() if optional(name)}
         given = {name: value for name, value in weights.items() if not optional(name) or (name in own and own[name].shape == value.shape)}
-        try:
-            self.load_state_dict(own | given, strict=True)
-        except RuntimeError as error:
-            raise ValueError(f'the saved weights do not fit this agent: {" ".join(str(error).split())[:300]}') from None
+        ours, there = ({key: tuple(value.shape) for key, value in side.items()} for side in (self.state_dict(), own | given))
+        if differing := [key for key in ours | there if ours.get(key) != there.get(key)]:
+            first, others = differing[0], f', and {len(differing) - 1} others' if differing[1:] else ''
+            raise ValueError(f'the saved weights do not fit this agent: {first} is {there.get(first, "missing")} there and {ours.get(first, "missing")} here'
+                             f'{others}; give it the encoder=, sizes and parts that they were saved with')
+        self.load_state_dict(own | given, strict=True)
         for name, loss in self.losses.items():
             loss.begin_copies({key.split('.')[2] for key in given if key.startswith(f'auxiliaries.{name}.')})
 

@@ -42,6 +42,8 @@ def make_agent(args: Args, obs_spec: ObsSpec, action_spec: ActionSpec, device: t
         numbers = {key: args[key] for key in ('lr', 'batch_size', 'weight_decay', 'lr_decay_steps', 'grad_clip')}
         numbers |= {'eps': args.adam_eps, 'betas': (args.adam_beta, 0.999)}
         frozen = bool(args.recipes.encoder.get('freeze'))  # losses that would train it are left out
+        if frozen and args.pretrain_steps:
+            raise ValueError(f'pretrain_steps={args.pretrain_steps}: recipes.encoder.freeze=true leaves nothing to train; choose one of the two')
         losses = {name: recipe for name, recipe in args.aux.items() if not (frozen and recipe.get('weight', 1))}
         agent.attach(losses, obs_spec, action_spec, recipe=recipes['encoder'], **numbers)
         agent.reward_exploration(args.explore, obs_spec, action_spec, lanes, **numbers)

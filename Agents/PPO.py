@@ -27,7 +27,7 @@ from Datasets.Layout import Extra
 from Datasets.Replay import Replay
 from Datasets.Specs import ActionSpec, ObsSpec
 from Environment import Step
-from Utils import build, optimise, require, schedule
+from Utils import NonFinite, build, optimise, require, schedule
 
 
 class PPO(Agent):
@@ -70,6 +70,9 @@ class PPO(Agent):
         require(0 <= gae_lambda <= 1, 'agent.gae_lambda', gae_lambda, 'a number from 0 to 1')
         require(num_envs * rollout_steps >= minibatches, 'agent.minibatches', minibatches, f'no more than num_envs × agent.rollout_steps = '
                 f'{num_envs * rollout_steps}')
+        require(not normalise_advantage or num_envs * rollout_steps >= 2 * minibatches, 'agent.minibatches', minibatches,
+                f'at most {num_envs * rollout_steps // 2}: advantages are normalised over two transitions or more (num_envs × agent.rollout_steps = '
+                f'{num_envs * rollout_steps})')
         for key, least in (('value_clip', value_clip), ('target_kl', target_kl)):
             require(least is None or least > 0, f'agent.{key}', least, 'more than 0, or null')
         self.action_spec, self.discrete, self.grad_clip, self.lr = action_spec, action_spec.discrete, grad_clip, lr
@@ -121,6 +124,8 @@ class PPO(Agent):
                 encoder.observe(step.obs)
         with self.autocast():
             policy, value = self.judge(self.aug.evaluate(step.obs), value=not greedy)
+        if not greedy and self.device.type == 'cpu' and not math.isfinite(told := value.sum().item()):
+            raise NonFinite('the value of what is seen', told)
         if greedy and self.eval_greedy:
             return policy.best if self.discrete else policy.best.clamp(-1, 1), {}, state
         drawn = policy.sample(self.evaluating if greedy else self.acting)
@@ -145,6 +150,7 @@ class PPO(Agent):
     # --- learning
 
     def learn(self, replay: Replay) -> dict[str, Tensor]:
+        self.mode(training=False)  # values and features are those that acting had
         rollout = replay.latest(self.rollout_steps, obs=False)
         indices = rollout.indices.flatten()
         seen = self.seen(replay, rollout)
@@ -154,18 +160,21 @@ class PPO(Agent):
             with self.autocast():
                 bonus, told = self.bonus.rolled(seen, self.num_envs)
         advantage, target = self.judged(replay, rollout, bonus)
+        self.mode(training=True)
+        # schedules are read where the rollout began: at the end of the last one they are 0
+        began = max(0, self.step - self.rollout_steps * self.num_envs * Parallel.world_size)
         columns = {'action': rollout.action if self.discrete else rollout.extras['drawn'], 'log_prob': rollout.extras['log_prob'],
                    'value': rollout.extras['value'], 'advantage': advantage, 'target': target}
         flat = {name: x.flatten(0, 1) for name, x in columns.items()}
         for block in self.learners:
             for group in block.optim.param_groups:
                 if block.scheduler is None:
-                    group['lr'] = self.lr * self.anneal(self.step)
-        clip = torch.tensor(self.clip(self.step), device=self.device)
+                    group['lr'] = self.lr * self.anneal(began)
+        clip = torch.tensor(self.clip(began), device=self.device)
         total: dict[str, Tensor] = {}
         count, furthest = 0, torch.zeros((), device=self.device)
         for _ in range(self.epochs):
-            for part in torch.randperm(len(indices), generator=self.learning, device=self.device).chunk(self.minibatches):
+            for part in torch.randperm(len(indices), generator=self.learning, device=self.device).tensor_split(self.minibatches):
                 obs = replay.observations(indices[part.cpu()]).to(self.device)
                 loss, metrics = self.loss(self.aug(obs, self.learning), clip, **{name: x[part] for name, x in flat.items()})
                 norm = optimise(loss, *self.learners, name='loss', grad_clip=self.grad_clip or math.inf)

@@ -60,8 +60,16 @@ class Plugged(nn.Module):
         Raises: ValueError: it has none."""
         encoder = getattr(self, 'encoder', None)
         if not isinstance(encoder, Encoder):
-            raise ValueError(f'aux: {type(self).__name__} has no encoder to train; give it one (self.encoder, a Blocks.Encoders.Encoder) or define parts()')
+            raise ValueError(f'{type(self).__name__} has no encoder to train or look through; give it one (self.encoder, a Blocks.Encoders.Encoder) or '
+                             'define parts()')
         return Parts(encoder, getattr(self, 'target_encoder', None), getattr(self, 'aug', None) or Null(obs_spec.stacked_shape), obs_spec, action_spec)
+
+    def parts_for(self, plug: str, obs_spec: ObsSpec, action_spec: ActionSpec) -> Parts:
+        """`parts`; where there are none, the line says for which plug."""
+        try:
+            return self.parts(obs_spec, action_spec)
+        except ValueError as error:
+            raise ValueError(f'{plug}: {error}') from None
 
     def attach(self, losses: Mapping[str, Mapping[str, Any]], obs_spec: ObsSpec, action_spec: ActionSpec, **numbers: Any) -> None:
         """Auxiliary losses that `improve` steps after each update.
@@ -76,7 +84,7 @@ class Plugged(nn.Module):
                 'an auxiliary loss that trains the encoder, such as aux=byol; or 0')
         if not losses:
             return
-        self.parts_of_it, parts = [], self.parts(obs_spec, action_spec)
+        self.parts_of_it, parts = [], self.parts_for(f'aux={",".join(losses)}', obs_spec, action_spec)
         with torch.random.fork_rng():
             for name, recipe in losses.items():
                 torch.manual_seed(derive_seed(self.seed, 'aux', name))
@@ -98,10 +106,10 @@ class Plugged(nn.Module):
         Raises:
             ValueError: an unknown bonus or argument."""
         for name, recipe in bonuses.items():
-            self.parts_of_it = []
+            self.parts_of_it, parts = [], self.parts_for(f'explore={name}', obs_spec, action_spec)
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(self.seed, 'explore', name))
-                bonus = build(recipe, '', f'explore.{name}', parts=self.parts(obs_spec, action_spec), name=name, seed=self.seed, num_envs=num_envs,
+                bonus = build(recipe, '', f'explore.{name}', parts=parts, name=name, seed=self.seed, num_envs=num_envs,
                               total_envs=num_envs * Parallel.world_size)
             if not isinstance(bonus, Bonus):
                 raise ValueError(f'explore={recipe.get("_target_")}: expected a subclass of Blocks.Exploration.Bonus')
@@ -113,6 +121,7 @@ class Plugged(nn.Module):
         """The bonuses of rows that close, as a column for the replay; none where the agent asks for those of a rollout at once."""
         if self.bonus is None or self.intrinsic:
             return {}
+        self.mode(training=False)
         with self.autocast():
             return {'bonus': self.bonus.closed(obs, action, next_obs)}
 
@@ -146,7 +155,7 @@ class Plugged(nn.Module):
             for _ in range(self.steps_per_learn):
                 self.update_count += 1
                 if encoder := self.joined_encoder:
-                    optimise(torch.zeros((), requires_grad=True), encoder)
+                    optimise(torch.zeros((), requires_grad=True), encoder, grad_clip=getattr(self, 'grad_clip', None))
         return metrics | self.step_losses(replay)
 
     def step_losses(self, replay: Replay) -> dict[str, Tensor]:

@@ -147,7 +147,7 @@ class LineProfiler(Profiler):
 def hot_functions(session: Session) -> list[Callable[..., Any]]:
     """What a turn of the loop runs through: methods of the agent and its auxiliary losses, their pure losses, the run's, environment's and replay's own."""
     import Utils
-    from Agents.Agent import Agent
+    from Agents.Plugged import Plugged
     from Blocks import Losses
     from Blocks.Auxiliary import Auxiliary
 
@@ -156,9 +156,9 @@ def hot_functions(session: Session) -> list[Callable[..., Any]]:
             if issubclass(kind, base):
                 yield from (method for name, method in vars(kind).items() if inspect.isfunction(method) and not name.startswith('__'))
 
-    found = [method for part in (session.agent, *session.agent.losses.values()) for method in methods(part, (Agent if part is session.agent else Auxiliary))]
+    found = [method for part in (session.agent, *session.agent.losses.values()) for method in methods(part, (Plugged if part is session.agent else Auxiliary))]
     found += [function for _, function in inspect.getmembers(Losses, inspect.isfunction)]
-    for owner, names in ((type(session), ('advance', 'learn', 'guarded_learn', 'records')), (type(session.environment), ('observe', 'send', 'receive')),
+    for owner, names in ((type(session), ('advance', 'learn', 'records')), (type(session.environment), ('observe', 'send', 'receive')),
                          (type(session.environment.suite), ('send', 'recv')),
                          (type(session.replay), ('add', 'sample', 'draw', 'gather', 'latest', 'take', 'write')), (Utils, ('optimise', 'follow'))):
         found += [getattr(owner, name) for name in names if hasattr(owner, name)]

@@ -63,7 +63,17 @@ class Block(nn.Module):
             p.grad = torch.empty_like(p).copy_(part.view(p.shape))
 
     def load_optim(self, state: dict[str, Any]) -> None:
-        """Takes over moments and step counts. The numbers of the command line stay, unless a schedule moves the saved ones."""
+        """Takes over moments and step counts. The numbers of the command line stay, unless a schedule moves the saved ones.
+
+        Raises: ValueError: it is of other parameters."""
+        own = [[p.numel() for p in group['params']] for group in self.optim.param_groups]
+        if [len(group) for group in own] != [len(group['params']) for group in state['param_groups']]:
+            raise ValueError(f'the saved optimiser has {[len(group["params"]) for group in state["param_groups"]]} parameters, this one {list(map(len, own))}')
+        sizes = [size for group in own for size in group]
+        for index, moments in state['state'].items():
+            for value in moments.values():  # a fused optimiser would write beyond the end
+                if isinstance(value, Tensor) and value.numel() not in (1, sizes[int(index)]):
+                    raise ValueError(f'the saved optimiser holds {value.numel()} numbers of a parameter that has {sizes[int(index)]}')
         if self.scheduler is None:
             own = self.optim.state_dict()['param_groups']
             state = state | {'param_groups': [mine | {'params': saved['params']} for mine, saved in zip(own, state['param_groups'], strict=True)]}

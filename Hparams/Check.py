@@ -73,6 +73,10 @@ def check(values: dict[str, Any]) -> None:
         raise ConfigError(f'evaluate_episodes={values["evaluate_episodes"]} cannot be shared out evenly over evaluate_envs={values["evaluate_envs"]}')
     if values['offline'] and values['train_steps'] and not (values['learn_per_steps'] or values['learn_steps_after']):
         raise ConfigError('offline=true with learn_per_steps=0 would do nothing: an offline run neither plays nor, so, learns')
+    if values['offline'] and values['explore']:
+        raise ConfigError(f'explore={min(values["explore"])}: a bonus is given for what is played, offline=true plays nothing; explore=none')
+    if values['offline'] and values['agent'].get('rollout_steps'):
+        raise ConfigError(f'offline=true: {values["agent_name"]} learns from what it has just played alone; another agent, or offline=false')
     if values['offline'] and values['replay']['load']:
         raise ConfigError('offline=true reads a stored replay where it lies, replay.load=true starts from a copy of one: choose one')
     if values['load'] and values['overwrite']:

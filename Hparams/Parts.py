@@ -78,6 +78,13 @@ def without_use(args: Args, agent: type[Agent], images: bool) -> Iterator[str]:
                 yield f'{key}={args[key]} makes no difference: {agent.__name__} does not take it'
             elif key in ('encoder_hidden_dim', 'encoder_layers') and images:
                 yield f'{key}={args[key]} makes no difference: it is of the encoders for vectors'
+    if rollout := (args.agent.get('rollout_steps') or 0) * args.num_envs:
+        if args.explore_steps:
+            yield f'explore_steps={args.explore_steps} makes no difference: {agent.__name__} learns from what its policy does'
+        if 0 < args.train_steps < args.seed_steps + rollout and args.learn_per_steps:
+            yield f'train_steps={args.train_steps} is less than one rollout, agent.rollout_steps × num_envs = {rollout}: nothing will be learned'
+    if args.recipes['encoder'].get('freeze') and args.generate:
+        yield 'recipes.encoder.freeze=true makes no difference: generators see noise alone (generate=true)'
     for name, recipe in args.aux.items() if args.recipes['encoder'].get('freeze') else ():
         if recipe.get('weight', 1):
             yield f'aux={name} makes no difference: recipes.encoder.freeze=true (aux.{name}.weight=0 trains its heads alone)'

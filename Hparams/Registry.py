@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 
 
 PLUGS = ('aux', 'explore')  # groups whose parts may be a user's own, by dotted path
-SHARED = ('__init__', 'Agent', 'Build', 'OffPolicy')  # files of Agents/ that are no agent
+SHARED = ('__init__', 'Agent', 'Build', 'OffPolicy', 'Plugged')  # files of Agents/ that are no agent
 
 
 def agents() -> list[str]:

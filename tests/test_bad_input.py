@@ -36,6 +36,8 @@ REFUSED = {
     'task=gym/CartPol-v1': ('gym/CartPole-v1',),
     'task=dmm/cheetah_run': ("no suite 'dmm'", 'atari, dmc, gym'),
     'task=dmc/cheeta_run': ('dmc/cheetah_run',),
+    'explore=rnd offline=true': ('explore=rnd: a bonus is given for what is played, offline=true plays nothing; explore=none',),
+    'Agent=PPO offline=true': ('offline=true: Agents.PPO learns from what it has just played alone; another agent',),
     'task=atari/pong obs=state': ('obs=state: task=atari/… has no other than obs=pixels',),
     'task=dmc/cheetah_run environment.obs=state': ('environment.obs=state: write obs=state',),
     'obs=images': ('obs=images: expected one of pixels, state',),

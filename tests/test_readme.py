@@ -2,12 +2,16 @@
 import re
 import shlex
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from Benchmarking import Plot
+from Benchmarking.Folder import run_folder
 from Hparams.Check import PACKAGES, defaults
+from Hparams.Compose import compose_args
 from tests.conftest import ROOT
+from Utils import Args
 
 README = ROOT / 'README.md'
 BUDGET = {'train_steps': 24, 'seed_steps': 8, 'explore_steps': 8, 'learn_per_steps': 4, 'learn_steps_after': 1, 'evaluate_per_steps': 0, 'num_envs': 2,
@@ -69,6 +73,7 @@ def tiny(command):
         short.pop('+recipes.encoder.eyes.width', None)
     if 'PPO' in given.get('Agent', '') or 'RND' in given.get('Agent', ''):
         short |= {'agent.rollout_steps': 2, 'agent.minibatches': 2}
+        small['learn_steps_after'] = 0
     if 'RND' in given.get('Agent', '') and given.get('explore') != 'none' or given.get('explore') == 'rnd':
         short |= {'explore.rnd.warmup_steps': 8}
     return kept + [f'{key}={value}' for key, value in (small | short).items() if key.lstrip('+') not in given or key in small]
@@ -103,8 +108,10 @@ def test_command_of_the_readme(graft, command):
     for name, (package, _) in PACKAGES.items():
         if f'profile={name}' in command:
             pytest.importorskip(package)
-    for word in command:  # weights of a run that the reader has
+    for word in command:  # weights of a run that another command of README leaves
         if word.startswith('load_path='):
+            left = [run_folder(Args(compose_args(other))) for other in commands() if any(one.startswith('experiment=') for one in other) and '-m' not in other]
+            assert Path(word.removeprefix('load_path=')) in left
             said = graft.main(*tiny(['experiment=Source', *[other for other in command if other.startswith(('task=', 'Agent='))]]))
             assert said.code == 0, said.err
             (source,) = graft.home.glob('Benchmarking/Source/*/*/*')

@@ -148,11 +148,23 @@ class Bonus(Block):
         """Observations of random play (B, *stacked shape) before the run."""
         self.observe(self.see(obs))
 
+    def told_of(self, seen: Seen) -> Tensor:
+        """What `bonus` says of transitions. Raises: ValueError: not a finite number, 0 or more, for each of them (values are looked at on a CPU only)."""
+        bonus = self.bonus(seen)
+        shown = f'a tensor {bonus.dtype} {tuple(bonus.shape)}' if isinstance(bonus, Tensor) else type(bonus).__name__
+        good = isinstance(bonus, Tensor) and bonus.shape == (len(seen.next),) and not bonus.is_complex()
+        if good and bonus.device.type == 'cpu' and not ((bonus >= 0) & (bonus < math.inf)).all():
+            good, shown = False, f'{bonus[~((bonus >= 0) & (bonus < math.inf))][0].item():g}'
+        if not good:
+            raise ValueError(f'explore.{self.name}: {type(self).__name__}.bonus returned {shown}; expected a tensor ({len(seen.next)},), a finite number '
+                             'of 0 or more for each transition')
+        return bonus.float()
+
     @torch.no_grad()
     def closed(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """Rows that close, one in each lane: → raw bonuses (N,). The statistics take them in."""
         seen = Seen(self.see(obs), action, self.see(next_obs))
-        bonus = self.bonus(seen)
+        bonus = self.told_of(seen)
         self.filter.observe(bonus[:, None])
         self.scale = self.weight / float(self.filter.std)
         self.observe(seen.next)
@@ -162,7 +174,7 @@ class Bonus(Block):
     def rolled(self, seen: Seen, lanes: int, chunk: int = 1024) -> tuple[Tensor, dict[str, Tensor]]:
         """A rollout, lane after lane: → normalised bonuses (lanes, T), metrics. The filter takes it in first, the other statistics afterwards."""
         parts = torch.arange(len(seen.next), device=seen.next.device).split(chunk)
-        raw = torch.cat([self.bonus(seen[part]) for part in parts]).view(lanes, -1)
+        raw = torch.cat([self.told_of(seen[part]) for part in parts]).view(lanes, -1)
         self.filter.observe(raw)
         self.observe(seen.now)
         scaled = raw / self.filter.std.float()
@@ -173,7 +185,10 @@ class Bonus(Block):
         """One step on the loss of transitions. agent: for its precision. → metrics."""
         with agent.autocast():
             loss = self.loss(seen)
-        if loss is None:
+        if not (loss is None or (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad)):
+            shown = f'a tensor {tuple(loss.shape)}{"" if loss.requires_grad else " without gradient"}' if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f'explore.{self.name}: {type(self).__name__}.loss returned {shown}; expected a scalar tensor with a gradient, or None')
+        if Parallel.any_of(loss is None) or loss is None:  # what one process cannot learn from none does: they share the gradient
             return {}
         optimise(loss, self, name=f'{self.name}_loss', grad_clip=self.grad_clip)
         return {f'{self.name}_loss': loss.detach()}
@@ -183,8 +198,10 @@ class Bonus(Block):
         assert self.batch_size is not None
         batch: Batch = replay.sample(self.batch_size, rng=self.draws)
         assert batch.next_obs is not None
+        agent.mode(training=False)
         with torch.no_grad():
             seen = Seen(self.see(batch.obs), batch.action, self.see(batch.next_obs))
+        agent.mode(training=True)
         metrics = self.learn(seen, agent)
         self.follow()
         return metrics | {f'{self.name}_scale': torch.tensor(self.scale)}

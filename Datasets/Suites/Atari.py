@@ -101,6 +101,7 @@ class Atari(Suite):
         env: Any = AtariVectorEnv(task, num_envs, num_threads=num_threads, grayscale=grayscale, img_height=screen_size, img_width=screen_size,
                                   **self.engine)
         self.env = env
+        self.sticky_actions = float(sticky_actions)
         super().__init__(name='atari', task=task, num_envs=num_envs, obs_spec=obs_spec, action_repeat=action_repeat,
                          action_spec=ActionSpec(num_actions=int(env.single_action_space.n)))
         self.lives = np.zeros(num_envs, np.int32)

@@ -95,6 +95,7 @@ class Mario(Suite):
         if vectorization not in ('sync', 'async'):
             raise ValueError(f'environment.vectorization={vectorization!r}: expected sync or async')
         shape = (1 if grayscale else 3, screen_size, screen_size)
+        self.sticky_actions = float(sticky_actions)
         super().__init__(name='mario', task=task, num_envs=num_envs, action_spec=ActionSpec(num_actions=len(ACTIONS)), action_repeat=action_repeat,
                          obs_spec=ObsSpec(shape, torch.uint8, frame_stack=frame_stack, stack_pad=stack_pad))
         self.build_lane = partial(Lane, task, action_repeat=action_repeat, sticky_actions=sticky_actions, sticky_frames=sticky_frames,

@@ -15,7 +15,7 @@ from Hparams.Compose import compose_args
 from Hparams.Registry import row
 from tests.Agents.small import BOX, DISCRETE, IMAGE, TINY_EYES, VECTOR, look, observations, parameters, same
 from tests.runs import folder, rows, values
-from Utils import Args
+from Utils import Args, NonFinite
 
 
 def make(obs=VECTOR, action=DISCRETE, recipes=None, seed=0, **options):
@@ -218,7 +218,7 @@ def test_a_pass_shows_every_transition_once(monkeypatch):
     replay, seen, loss = rolled(agent, VECTOR, DISCRETE), [], agent.loss
     agent.loss = lambda obs, *rest, **columns: seen.append(obs.clone()) or loss(obs, *rest, **columns)
     agent.learn(replay)
-    assert [len(part) for part in seen] == 3 * [8, 8, 8, 6] and agent.update_count == 12
+    assert [len(part) for part in seen] == 3 * [8, 8, 7, 7] and agent.update_count == 12
     expected = replay.latest(10).obs.flatten(0, 1)
     passes = [torch.cat(seen[i:i + 4]) for i in (0, 4, 8)]
     assert all(sorted(shown.tolist()) == sorted(expected.tolist()) for shown in passes) and not torch.equal(passes[0], passes[1])
@@ -231,10 +231,11 @@ def test_passes_end_when_the_policy_has_moved_far_enough():
 
 
 def test_the_learning_rate_and_the_clip_follow_their_schedules():
+    """They are those of where the rollout began, 30 steps ago: at the end of the last one they are 0."""
     agent, clips = make(lr=1e-2, anneal='linear(1.0,0.0,100)', clip='linear(0.2,0.0,100)'), []
     loss = agent.loss
     agent.loss = lambda obs, clip, **columns: clips.append(clip.item()) or loss(obs, clip, **columns)
-    agent.step = 75
+    agent.step = 105
     agent.learn(rolled(agent, VECTOR, DISCRETE))
     assert {group['lr'] for block in agent.learners for group in block.optim.param_groups} == {0.0025}
     assert clips == pytest.approx(8 * [0.05])
@@ -295,6 +296,59 @@ def test_rollouts_whose_every_step_ends_an_episode(tmp_path):
     assert told['episode'] == '200' and told['update'] == str(5 * run['agent']['epochs'] * run['agent']['minibatches'])
 
 
+@pytest.mark.parametrize('overrides, message', [
+    (('learn_per_steps=41',), 'learn_per_steps=41: PPO learns from each rollout once, agent.rollout_steps × num_envs = 40; set those instead'),
+    (('learn_per_steps=80',), 'learn_per_steps=80: PPO learns'), (('updates_per_learn=2',), 'updates_per_learn=2: PPO learns from each rollout once'),
+    (('learn_steps_after=1',), 'learn_steps_after=1: PPO learns from each rollout once')])
+def test_what_would_learn_from_a_rollout_twice_or_from_half_of_it_is_refused(tmp_path, overrides, message):
+    given = [one for one in ('learn_per_steps=40',) if one.partition('=')[0] not in overrides[0]]
+    run = values(tmp_path, 'gym/CartPole-v1', 'Agent=PPO', 'num_envs=2', 'seed_steps=0', 'agent.rollout_steps=20', *given, *overrides)
+    with pytest.raises(ValueError, match=message):
+        Run.run(run)
+    assert not folder(run).exists()
+
+
+def test_every_rollout_teaches_the_last_one_too(tmp_path):
+    run = values(tmp_path, 'gym/CartPole-v1', 'Agent=PPO', 'num_envs=2', 'train_steps=120', 'seed_steps=0', 'learn_per_steps=40', 'agent.rollout_steps=20',
+                 'log_per_steps=40', 'evaluate_per_steps=0', 'lr=0.03')
+    Run.run(run)
+    assert [float(row['lr']) for row in rows(folder(run) / 'train.csv')] == pytest.approx([0.03, 0.02, 0.01])
+
+
+def test_observations_that_are_no_numbers_end_the_run_in_one_line():
+    agent = make()
+    with pytest.raises(NonFinite, match='^the value of what is seen is nan'):
+        agent.act(look_at(torch.full((3, 3), math.nan)))
+
+
+class MovingFeatures(torch.nn.Module):
+    """Eyes with a batch norm."""
+
+    def __init__(self, input_shape):
+        super().__init__()
+        self.layers, self.output_shape = torch.nn.Sequential(torch.nn.Linear(input_shape[0], 6), torch.nn.BatchNorm1d(6)), (6,)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_what_a_rollout_is_judged_by_is_what_acting_saw():
+    """Eyes with a batch norm: values and features of a rollout move no moments, and are those of single observations."""
+    agent = make(recipes={'encoder': {'eyes': {'_target_': 'tests.Agents.test_ppo.MovingFeatures'}}}, encoder='mlp', lr=0.0, intrinsic=True)
+    agent.reward_exploration({'rnd': {'_target_': 'Blocks.Exploration.RND', 'input': 'encoder'}}, VECTOR, DISCRETE, 3, lr=0.0, batch_size=8)
+    agent.mode(training=False)
+    replay, judged, seen = rolled(agent, VECTOR, DISCRETE), agent.judged, agent.seen
+    told = {}
+    agent.judged = lambda *given: told.update(target=judged(*given)[1], moments=agent.encoder.eyes.layers[1].running_mean.clone()) or judged(*given)
+    agent.seen = lambda *given: told.update(seen=seen(*given)) or seen(*given)
+    agent.improve(replay)
+    assert not told['moments'].any() and agent.encoder.eyes.layers[1].running_mean.any(), 'learning alone moves them'
+    agent = make(recipes={'encoder': {'eyes': {'_target_': 'tests.Agents.test_ppo.MovingFeatures'}}}, encoder='mlp', lr=0.0, intrinsic=True).eval()
+    rollout = replay.latest(10)
+    with torch.no_grad():
+        torch.testing.assert_close(told['seen'].now, agent.encoder(rollout.obs.flatten(0, 1)))
+
+
 # --- acting
 
 def test_continuous_actions_stay_inside_and_are_learned_as_they_were_drawn():
@@ -318,6 +372,7 @@ def test_evaluation_is_greedy_or_samples_from_a_stream_of_its_own(action):
 
 @pytest.mark.parametrize('options, message', [
     ({'epochs': 0}, 'agent.epochs=0: expected 1 or more'), ({'minibatches': 31}, 'agent.minibatches=31: expected no more than num_envs × '),
+    ({'minibatches': 16}, 'agent.minibatches=16: expected at most 15: advantages are normalised over two transitions or more'),
     ({'gae_lambda': 1.5}, 'agent.gae_lambda=1.5: expected a number from 0 to 1'), ({'clip': -0.1}, 'agent.clip=-0.1'),
     ({'value_clip': 0.0}, 'agent.value_clip=0.0: expected more than 0, or null'), ({'anneal': 'linear(1.0,-1.0,10)'}, 'agent.anneal=')], ids=str)
 def test_a_wrong_value_is_one_line(options, message):

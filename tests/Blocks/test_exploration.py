@@ -1,6 +1,7 @@
 """Bonuses: what the paper's formulas say of them, by hand and in float64; whom they train; what they leave alone."""
 import copy
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 import Run
 from Blocks.Auxiliary import Parts
+from Blocks.Block import Block
 from Blocks.Exploration import RND, Bonus
 from Blocks.Exploration.Bonus import ForwardFilter, Seen
 from Blocks.Normalisers import RunningMoments, moments
@@ -21,7 +23,7 @@ from tests.Agents.test_ppo import make as make_ppo
 from tests.Agents.test_ppo import rolled
 from tests.Agents.test_sac import PIXELS
 from tests.Agents.test_sac import make as make_sac
-from tests.runs import checkpoint, values
+from tests.runs import Shot, checkpoint, folder, start, values
 
 RECIPE = {'_target_': 'Blocks.Exploration.RND'}
 
@@ -395,6 +397,115 @@ def test_everything_of_a_bonus_is_saved():
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(ValueError, match='the saved agent has a bonus for exploration, this one has none'):
         make_ppo(intrinsic=True).load_state(agent.state())
+
+
+@pytest.mark.parametrize('options', [{'input': 'encoder'}, {'input': 'encoder_ema'}], ids=str)
+def test_a_bonus_of_other_sizes_is_not_gone_on_with(options):
+    """A fused optimiser would write the moments of the old parameters beyond the ends of the new ones."""
+    agent = ppo(encoder='mlp')
+    agent.learn(rolled(agent, VECTOR, DISCRETE))
+    other = ppo(encoder='mlp', rnd=options)
+    before = parameters(other)
+    with pytest.raises(ValueError, match=r'^explore\.rnd has another \w+ than the saved one: resume with the options of explore\.rnd'):
+        other.load_state(agent.state())
+    assert same(before, parameters(other))
+    block, smaller = nn.Linear(3, 2), nn.Linear(2, 2)
+    for one in (block, smaller):
+        one.optim = torch.optim.AdamW(one.parameters(), fused=True)
+        one(torch.ones(1, one.in_features)).sum().backward()
+        one.optim.step()
+    with pytest.raises(ValueError, match='the saved optimiser holds 6 numbers of a parameter that has 4'):
+        load_optim(smaller, block.optim.state_dict())
+
+
+def load_optim(part, state):
+    held = Block()
+    held.optim = part.optim
+    held.load_optim(state)
+
+
+def test_statistics_of_other_lanes_are_refused():
+    agent = ppo()
+    with pytest.raises(ValueError, match='the saved agent has statistics of 2 lanes, this one of 3: resume with the num_envs of the run'):
+        agent.load_lanes({'bonus.filter.filtered': torch.zeros(2)})
+
+
+class Answers(Bonus):
+    """A user's bonus that returns what it is asked to."""
+
+    answer = learned = staticmethod(lambda seen: None)
+
+    def bonus(self, seen):
+        return type(self).answer(seen)
+
+    def loss(self, seen):
+        return type(self).learned(seen)
+
+
+ONES = {'ones': lambda seen: torch.ones(len(seen.next)), 'integers': lambda seen: torch.ones(len(seen.next), dtype=torch.int64)}
+WRONG = {'two columns': (lambda seen: torch.ones(len(seen.next), 2), r'a tensor torch.float32 \(\d+, 2\)'),
+         'a column': (lambda seen: torch.ones(len(seen.next), 1), r'a tensor torch.float32 \(\d+, 1\)'),
+         'a scalar': (lambda seen: torch.tensor(1.0), r'a tensor torch.float32 \(\)'), 'a number': (lambda seen: 1.0, 'float'),
+         'numpy': (lambda seen: np.ones(len(seen.next)), 'ndarray'), 'negative': (lambda seen: -torch.ones(len(seen.next)), '-1'),
+         'nan': (lambda seen: torch.full((len(seen.next),), math.nan), 'nan'), 'infinite': (lambda seen: torch.full((len(seen.next),), math.inf), 'inf')}
+
+
+def answering(monkeypatch, agent, answer, learned=lambda seen: None):
+    monkeypatch.setattr(Answers, 'answer', staticmethod(answer))
+    monkeypatch.setattr(Answers, 'learned', staticmethod(learned))
+    agent.reward_exploration({'mine': {'_target_': 'tests.Blocks.test_exploration.Answers'}}, VECTOR, DISCRETE, 3, lr=1e-2, batch_size=16)
+    return agent
+
+
+@pytest.mark.parametrize('case', [*ONES, *WRONG])
+def test_a_bonus_that_is_none_is_told_by_name(case, monkeypatch):
+    for agent, ask in ((make_dqn(), lambda agent: agent.bonuses(observations(3), torch.zeros(3, dtype=torch.int64), observations(3, seed=1))),
+                       (make_ppo(intrinsic=True), lambda agent: agent.learn(rolled(agent, VECTOR, DISCRETE)))):
+        agent = answering(monkeypatch, agent, ONES.get(case) or WRONG[case][0])
+        count = agent.bonus.filter.count.clone()
+        if case in ONES:
+            ask(agent)
+            assert agent.bonus.filter.count > count
+            continue
+        with pytest.raises(ValueError, match=rf'^explore\.mine: Answers\.bonus returned {WRONG[case][1]}; expected a tensor \(\d+,\), a finite number'):
+            ask(agent)
+        assert agent.bonus.filter.count == count, 'the statistics have not taken it in'
+
+
+@pytest.mark.parametrize('learned, message', [
+    (lambda seen: seen.next.mean(), r'a tensor \(\) without gradient'), (lambda seen: seen.next.mean(1).requires_grad_(), r'a tensor \(\d+,\)'),
+    (lambda seen: 0.5, 'float')], ids=['constant', 'vector', 'number'])
+def test_a_loss_of_a_bonus_that_is_none_is_told_by_name(learned, message, monkeypatch):
+    agent = answering(monkeypatch, make_ppo(intrinsic=True), ONES['ones'], learned)
+    with pytest.raises(ValueError, match=rf'^explore\.mine: Answers\.loss returned {message}; expected a scalar tensor with a gradient, or None'):
+        agent.learn(rolled(agent, VECTOR, DISCRETE))
+
+
+@pytest.mark.parametrize('make', [make_dqn, make_sac], ids=['DQN', 'SAC'])
+def test_a_bonus_looks_through_the_encoder_as_acting_does(make):
+    """With a batch norm in it: neither do what others show nor what is looked at move its moments."""
+    eyes = {'encoder': {'eyes': {'_target_': 'tests.Agents.test_ppo.MovingFeatures'}}}
+    action = DISCRETE if make is make_dqn else BOX
+    agent = explored(make(VECTOR, action, recipes=eyes, encoder='mlp'), VECTOR, action, input='encoder')
+    agent.mode(training=True)
+    norm, obs = agent.encoder.eyes.layers[1], observations(3, seed=1)
+    seen = []
+    see = agent.bonus.see
+    agent.bonus.see = lambda obs: seen.append(see(obs)) or seen[-1]
+    agent.bonuses(obs, torch.zeros(3, dtype=torch.int64) if action.discrete else torch.zeros(3, 2), observations(3, seed=2))
+    assert not norm.running_mean.any() and torch.allclose(seen[0][:1], see(obs[:1]))
+    before = norm.running_mean.clone()
+    agent.bonus.learn_drawn(filled_replay(VECTOR, action), agent)
+    assert torch.equal(norm.running_mean, before) and agent.encoder.training, 'learning goes on as it was'
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_first_random_steps_leaves_nothing_behind(tmp_path, number):
+    run = values(tmp_path, 'gym/CartPole-v1', 'Agent=RND', 'num_envs=2', 'train_steps=80', 'seed_steps=0', 'learn_per_steps=40', 'agent.rollout_steps=20',
+                 'explore.rnd.warmup_steps=5000', 'evaluate_per_steps=0', 'evaluate_episodes=1')
+    outcome = start(run, Shot(40, 'Session.warm_up', 1, number))
+    assert outcome.code == 128 + number and 'stopped before the first step' in outcome.said and 'Traceback' not in outcome.said, outcome
+    assert '5000 random steps of each of 2 lanes come first' in outcome.said and not folder(run).exists()
 
 
 def test_weights_without_a_bonus_begin_one_anew():

@@ -215,6 +215,25 @@ def test_a_loss_that_is_not_finite_leaves_the_encoder_as_it_was():
     assert same(before, parameters(agent.encoder)) and agent.encoder.joining == ()
 
 
+def test_a_run_is_not_gone_on_with_another_way_to_join():
+    agent, other = joined(sac(), grad='own'), joined(sac(), grad='project')
+    agent.improve(filled_replay(VECTOR, BOX))
+    with pytest.raises(ValueError, match=r'^aux\.byol: the saved optimiser has \[12, 6\] parameters, this one \[12\]; resume with the options'):
+        other.load_state(agent.state())
+    frozen = sac(recipes=MOVING, encoder='mlp')
+    with pytest.raises(ValueError, match=r"auxiliary losses \['byol'\], this one \[\] \(recipes.encoder.freeze=true leaves losses out\)"):
+        frozen.load_state(agent.state())
+
+
+def test_pretraining_clips_as_learning_does():
+    agent = joined(make_ppo(encoder='mlp', pretrain_steps=30, grad_clip=1e-6))
+    agent.step, norms = 10, []
+    step = agent.encoder.optim.step
+    agent.encoder.optim.step = lambda: norms.append(torch.cat([p.grad.flatten() for p in agent.encoder.parameters()]).norm().item()) or step()
+    agent.improve(rolled(agent, VECTOR, DISCRETE))
+    assert len(norms) == agent.steps_per_learn and max(norms) <= 1.01e-6
+
+
 def test_copies_of_an_encoder_do_not_hold_what_joins_it():
     agent = joined(sac())
     with agent.joined(filled_replay(VECTOR, BOX)):
@@ -318,6 +337,11 @@ def test_pretraining_on_a_rollout_takes_as_many_steps_as_learning_would():
     assert agent.update_count == 6 and metrics['byol_projected'] == 0 and same(policy, parameters(agent.actor))
     assert not any(torch.equal(a, b) for a, b in zip(before, parameters(agent.encoder), strict=True))
     assert all(state['step'] == 6 for state in agent.encoder.optim.state.values())
+
+
+def test_a_frozen_encoder_is_not_pretrained(tmp_path):
+    with pytest.raises(ValueError, match='pretrain_steps=80: recipes.encoder.freeze=true leaves nothing to train; choose one of the two'):
+        Run.run(values(tmp_path, *RUN, 'pretrain_steps=80', 'recipes.encoder.freeze=true'))
 
 
 def test_pretraining_wants_a_loss_that_trains():

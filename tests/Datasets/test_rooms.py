@@ -1,3 +1,5 @@
+import re
+
 import ale_py
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from ale_py import roms
 from Datasets.Suites import make
 from Environment import Environment
 from Episodes import Visits
+from tests.conftest import lines
 from tests.Datasets.test_atari import area
 
 MEMORY = {'montezuma_revenge': 3, 'pitfall': 1}
@@ -147,3 +150,11 @@ def test_rows_tell_rooms_and_all_rooms_ever(graft):
     assert len(state['train']['rooms']) == totals[-1] and len(state['eval']['rooms']) == float(evaluated[-1]['rooms_total'])
     quiet = graft.run(*options, 'environment.rooms=false', 'experiment=Quiet', 'train_steps=600')
     assert 'rooms' not in quiet.rows('train')[-1] and quiet.rows('train')[1]['reward'] == train[1]['reward']
+
+
+def test_an_evaluation_alone_says_what_it_found(graft):
+    """Mean, deviation and rooms of a run's weights, and whether the console repeats actions."""
+    short = ('task=atari/montezuma_revenge', 'Agent=Random', 'num_envs=1', 'environment.max_frames=200', 'environment.preset=v5')
+    graft.run(*short, 'train_steps=40')
+    said = graft.main(*lines(*short, 'load=true', 'train_steps=0', 'evaluate_episodes=2')).out
+    assert re.search(r'evaluated at step 40: reward 0, reward_std 0, episode_length 50, rooms 1, rooms_total 1, sticky_actions 0.25\n', said), said
