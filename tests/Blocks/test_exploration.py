@@ -538,6 +538,14 @@ def test_a_wrong_value_is_one_line(options, message):
     assert message in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('lanes, here, share', [(16, 16, 1.0), (32, 16, 1.0), (64, 16, 0.5), (128, 64, 0.25)])
+def test_the_predictor_learns_from_as_much_as_32_lanes_would_bring(lanes, here, share):
+    """Lanes of all processes, however many of them are here."""
+    parts = Parts(None, None, None, VECTOR, DISCRETE)
+    assert RND(parts=parts, num_envs=here, total_envs=lanes).update_proportion == share
+    assert RND(parts=parts, num_envs=here, total_envs=lanes, update_proportion=0.75).update_proportion == 0.75
+
+
 def test_images_too_small_for_the_convolutions():
     tiny = ObsSpec((1, 20, 20), frame_stack=2)
     with pytest.raises(ValueError, match=r'explore=rnd: observations of \(1, 20, 20\) are too small .*input=encoder has the agent'):
