@@ -148,7 +148,8 @@ class Profile:
             stem = trace_stem(self.session.path, self.name, Parallel.rank if Parallel.world_size > 1 else None)
             dear = self.profiler.write(stem)
             fewer = [f'  {self.updates} were asked for: the run ended before'] if done < self.updates else []
-            text = '\n'.join([told(self.watch.seconds, done, self.steps, self.warm_up), *fewer, *table(dear, sum(self.watch.seconds.values()), self.profiler.kind),
+            whole = sum(self.watch.seconds.values())
+            text = '\n'.join([told(self.watch.seconds, done, self.steps, self.warm_up), *fewer, *table(dear, whole, self.profiler.kind),
                               f'  {self.profiler.advice}'])
             stem.with_name(f'{stem.name}.txt').write_text(text + '\n' + self.profiler.text())
         except OSError as error:

@@ -105,6 +105,19 @@ def test_a_dead_env_says_where_and_when(graft, vectorization):
     assert_one_line(said, 'gym/Troubled-v0 failed in', 'lane 0', 'seed ', 'last action ', 'the arm fell off')
 
 
+@pytest.mark.parametrize('trouble, at, told', [('obs', 25, 'the value of what is seen is nan at step 25'), ('obs', 30, 'loss is nan at step 40'),
+                                                ('reward', 30, 'loss is nan at step 40')])
+def test_on_a_rollout_too(graft, trouble, at, told):
+    """What a policy would draw its actions from is no number: told at once, in a line. At step 30 an episode ends, and nothing is drawn from what it shows."""
+    options = ('task=gym/Troubled-v0', f'+environment.kwargs={{trouble:{trouble},at:{at}}}', 'Agent=PPO', 'num_envs=1', 'train_steps=200', 'save_per_steps=10',
+               'agent.rollout_steps=20', 'learn_per_steps=20', 'agent.minibatches=2', 'seed_steps=0', 'normalise_obs=false', 'evaluate_per_steps=0',
+               'evaluate_envs=1')
+    left = graft.left(*options)
+    graft.monkeypatch.setattr(session_module.Session, 'evaluate', lambda self: None)
+    assert_one_line(graft.main(*lines(*options)), told, f'agent and batch are in {left.path / "nonfinite.pt"}', 'the last checkpoint is intact')
+    assert Checkpoint.read(left.path / 'nonfinite.pt')['agent'] and left.state()['step'] >= 20
+
+
 def reproduced(left, session):
     """The loss that the dumped batch gives the dumped agent."""
     dump = Checkpoint.read(left.path / 'nonfinite.pt')
