@@ -214,7 +214,7 @@ def test_an_on_policy_agent_is_profiled_over_fewer_updates(graft):
     session = graft.session(*options)
     assert (session.profile.updates, session.profile.warm_up) == (100 // 8, 1)
     session.close()
-    assert graft.session(*options, 'agent.epochs=40', 'agent.rollout_steps=8', 'experiment=B').profile.updates == 3
+    assert graft.session(*options, 'agent.epochs=40', 'agent.rollout_steps=8', 'learn_per_steps=16', 'experiment=B').profile.updates == 3
     assert graft.session('profile=torch', 'experiment=C').profile.updates == 100
     said = graft.main(*lines(*options, 'load=true', 'profile_updates=3'))
     assert said.code == 0 and '3 updates and 24 steps' in said.out and split(said.out)['replay'] > 0
@@ -304,7 +304,8 @@ def test_the_hot_functions_are_those_of_a_turn(graft):
     names = {one.__qualname__ for one in hot_functions(graft.session('aux=curl', 'encoder=mlp'))}
     assert {'DQN.act', 'OffPolicy.learn', 'DQN.update', 'DQN.discrete_critic_loss', 'CURL.loss', 'Auxiliary.learn', 'td_loss', 'optimise', 'Session.advance',
             'Environment.send', 'Environment.receive', 'Replay.add', 'Draw.sample', 'Gather.gather', 'Gym.recv'} <= names
-    names = {one.__qualname__ for one in hot_functions(graft.session('Agent=Agents.PPO', 'agent.rollout_steps=4', 'num_envs=2', 'experiment=B'))}
+    session = graft.session('Agent=Agents.PPO', 'agent.rollout_steps=4', 'num_envs=2', 'learn_per_steps=8', 'learn_steps_after=0', 'experiment=B')
+    names = {one.__qualname__ for one in hot_functions(session)}
     assert {'PPO.act', 'PPO.learn', 'PPO.minibatch_loss', 'Gather.latest'} <= names
 
 
