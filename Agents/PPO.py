@@ -11,6 +11,7 @@ import math
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import Parallel
@@ -133,6 +134,13 @@ class PPO(Agent):
         if greedy:
             return action, {}, state
         return action, {'log_prob': policy.log_prob(drawn), 'value': value} | ({} if self.discrete else {'drawn': drawn}), state
+
+    @torch.no_grad()
+    def predict(self, obs: Tensor, classes: int) -> Tensor:
+        """Its likeliest action, whatever `eval_greedy` says of games."""
+        with self.autocast():
+            best = self.judge(self.aug.evaluate(obs), value=False)[0].best
+        return F.one_hot(best, classes).float() if self.discrete else best.float().clamp(-1, 1)
 
     def judge(self, obs: Tensor, value: bool = True) -> tuple[Any, Tensor]:
         """→ policy, values (B, heads) float32 (empty unless asked for)."""

@@ -370,6 +370,14 @@ def test_evaluation_is_greedy_or_samples_from_a_stream_of_its_own(action):
         assert torch.equal(chosen, again) == eval_greedy
 
 
+@pytest.mark.parametrize('action', [DISCRETE, BOX], ids=['discrete', 'continuous'])
+def test_labels_are_the_likeliest_however_games_are_played(action):
+    agent = make(VECTOR, action, eval_greedy=False)
+    told, obs = agent.predict(look(50).obs, 4), look(50).obs
+    greedy, _, _ = make(VECTOR, action, eval_greedy=True).act(look(50), greedy=True)
+    assert torch.equal(told, agent.predict(obs, 4)) and torch.equal(told.argmax(1) if action.discrete else told, greedy)
+
+
 @pytest.mark.parametrize('options, message', [
     ({'epochs': 0}, 'agent.epochs=0: expected 1 or more'), ({'minibatches': 31}, 'agent.minibatches=31: expected no more than num_envs × '),
     ({'minibatches': 16}, 'agent.minibatches=16: expected at most 15: advantages are normalised over two transitions or more'),
