@@ -88,7 +88,7 @@ class Saving:
                 if error is None:
                     Checkpoint.save(self.path, {
                         'step': self.step, 'learn_calls': self.learn_calls, 'learn_calls_owed': max(0, self.learn_calls_due() - self.learn_calls),
-                        'learn_calls_after': max(0, self.learn_calls - self.learn_calls_due()), 'episodes': self.episodes, 'score': self.score,
+                        'learn_calls_left': max(0, self.learn_calls_due(after=True) - self.learn_calls), 'episodes': self.episodes, 'score': self.score,
                         'visits': {'train': self.visits.state_dict(), 'eval': self.judge.visits.state_dict()},
                         'seed_steps': self.seed_steps, 'complete': self.complete, 'replay_kept': self.replay_kept or self.args.replay.save,
                         'agent': self.agent.state(), 'processes': processes, 'logger': self.logger.state_dict(),
@@ -154,7 +154,10 @@ class Saving:
             return
         self.seed_steps, self.complete = state['seed_steps'], state['complete'] and self.finished
         # what was owed is still owed, also where learn_per_steps has changed; learn_steps_after come at a new end again
-        self.learn_calls = self.learn_calls_due() - state['learn_calls_owed'] + (state.get('learn_calls_after', 0) if self.finished else 0)
+        if not self.finished:
+            self.learn_calls = self.learn_calls_due() - state['learn_calls_owed']
+        elif 'learn_calls_left' in state:
+            self.learn_calls = max(self.learn_calls, self.learn_calls_due(after=True) - state['learn_calls_left'])
         self.replay_anew = not self.args.offline and anew(self.replay, state)
         self.agent_state = state['agent_state']
         if not self.args.offline:

@@ -68,7 +68,7 @@ CASES = {
         Shot(60, 'PPO.learn', 3),
         Shot(9, 'Session.advance', 57)]),
     'explored': ('gym/Pendulum-v1', ('Agent=SAC', 'num_envs=2', 'explore=rnd', 'explore.rnd.warmup_steps=0', 'train_steps=240', 'replay.capacity=60'), [
-        Shot(9, 'Agent.bonuses', 31),
+        Shot(9, 'Plugged.bonuses', 31),
         Shot(20, 'Bonus.learn_drawn', 40)]),
     'random': ('gym/Pendulum-v1', ('Agent=Random', 'num_envs=3', 'train_steps=600'), [
         Shot(3, 'Saving.save', 16)]),
@@ -176,6 +176,15 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(keep, tmp_path):
         assert sorted(contents(folder(run))) == files
         same(weights, checkpoint(run)['agent'])
         same(before, left(run, *parts))
+
+
+@pytest.mark.parametrize('learn_per_steps', [2, 8])
+def test_a_finished_run_owes_nothing_where_updates_come_in_another_ratio(learn_per_steps, tmp_path):
+    run = values(tmp_path, 'gym/CartPole-v1', 'train_steps=100', 'learn_steps_after=5', 'replay.save=true')
+    complete(run)
+    weights = checkpoint(run)['agent']
+    complete(run | {'load': True, 'learn_per_steps': learn_per_steps})
+    same(weights, checkpoint(run)['agent'])
 
 
 @pytest.mark.parametrize('keep', ['replay.save=true', 'replay.save=false'])
