@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ def processes(count: int, *overrides: str, together: bool = True) -> Callable[[B
         together: they are one run, as torchrun has it; else runs of their own, which shows what the machine can do."""
     def build(bench: Bench) -> Work:
         context = multiprocessing.get_context('spawn')
-        port, pipes = free_port(), []
+        port, pipes, own = free_port(), [], Path(tempfile.mkdtemp(dir=bench.folder))  # another row's work may lie beside it
         for rank in range(count):
             pipe, theirs = context.Pipe()
             shared = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': count, 'LOCAL_WORLD_SIZE': count, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
-            folder = bench.folder / ('run' if together else str(rank))
+            folder = own / ('run' if together else str(rank))
             process = context.Process(target=serve, args=(theirs, folder, shared if together else {}, overrides), daemon=True)
             process.start()
             theirs.close()

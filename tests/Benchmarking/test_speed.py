@@ -146,5 +146,5 @@ def test_several_processes_do_a_rollout_each(tmp_path, together):
         assert work.per_call == (8 * 4 if together else 2 * 8 * 4)
         work()
         work()
-        made = sorted(path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob('checkpoint.pt'))
+        made = sorted(path.relative_to(tmp_path).parts[1] for path in tmp_path.rglob('checkpoint.pt'))
         assert made == (['run'] if together else ['0', '1'])
