@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # what stands in a run's folder name already
 NAMED = ('experiment', 'Agent', 'task', 'aux', 'explore', 'core', 'mode', 'seed', 'root')
+GRACE = 20  # seconds that the first of several processes has to tell what all of them found, before another does
 
 
 def train(session: Session) -> float | None:
@@ -86,6 +88,7 @@ def composed(config: DictConfig) -> float | None:
 
 
 failed: list[Exception] = []
+untold: list[tuple[Exception, str, str]] = []  # what this process leaves to the first to tell
 
 
 def main() -> None:
@@ -94,6 +97,7 @@ def main() -> None:
         print(help_text())
         return
     failed.clear()
+    untold.clear()
     os.environ['HYDRA_FULL_ERROR'] = '1'  # lets the errors of composition through to us
     sys.argv[1:] = quoted(sys.argv[1:])
     if {'-m', '--multirun'} & set(sys.argv[1:]):  # Hydra wants it first
@@ -110,15 +114,23 @@ def main() -> None:
         if failed:
             sys.exit(1)
     finally:
+        if untold and sys.exc_info()[1]:  # torchrun ends all processes when one ends: the first is to have spoken by then
+            time.sleep(GRACE)
+            for one in untold:
+                tell(*one, left=False)
         if 'Parallel' in sys.modules:
             sys.modules['Parallel'].leave(sys.exc_info()[1])
 
 
-def tell(error: Exception, job: str = '', line: str = '') -> None:
-    """Says what is wrong. Of several processes that torchrun started, the first tells what all of them find in the command line."""
-    if int(os.environ.get('RANK', 0)) and (line or isinstance(error, (ValueError, ImportError))):
+def tell(error: Exception, job: str = '', line: str = '', left: bool = True) -> None:
+    """Says what is wrong. Of several processes that torchrun started, the first tells what all of them find in the command line.
+
+    Args:
+        left: to the first, if this is another; it may be that it alone finds it, on another machine."""
+    if left and int(os.environ.get('RANK', 0)) and (line or isinstance(error, (ValueError, ImportError))):
+        untold.append((error, job, line))
         return
-    if type(error).__name__ == 'Gone':  # another process has ended, which was said when it was noticed
+    if type(error).__name__ in ('Gone', 'Elsewhere'):  # said when it was noticed, and by the one whom it happened to
         return
     debug = bool({'debug=true', 'debug=True'} & set(sys.argv))
     if debug or not expected(error):

@@ -203,3 +203,26 @@ def test_a_gpu_each_on_a_machine_with_several(monkeypatch):
 def test_values_are_those_of_one_process_without_torchrun(tmp_path):
     assert Parallel.world_size == 1 and list(Parallel.lanes(5)) == [0, 1, 2, 3, 4] and Parallel.share(7, 'x') == 7
     assert folder(values(tmp_path, 'gym/CartPole-v1')).name == 'CartPole-v1_1'
+
+
+@pytest.mark.parametrize('options, message', [(('learn_per_stepz=3',), 'learn_per_stepz'), (('num_envs=3',), 'num_envs=3: expected a multiple of 2')], ids=str)
+def test_a_process_that_is_quicker_to_find_it_leaves_the_telling_to_the_first(options, message, tmp_path):
+    """The first is held up; torchrun, which ends all processes when one ends, must not end it before it has spoken."""
+    late = tmp_path / 'late.py'
+    late.write_text('import os, sys, time\nsys.path.insert(0, os.getcwd())\nimport Run\ntold = Run.tell\n'
+                    'def tell(*args, **kwargs):\n    time.sleep(0 if int(os.environ["RANK"]) else 3)\n    told(*args, **kwargs)\n'
+                    'Run.tell = tell\nRun.main()\n')
+    line = [str(late) if word == 'Run.py' else word for word in command(tmp_path, 2, *options)]
+    done = subprocess.run(line, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and (done.stdout + done.stderr).count(message) == 1, done.stdout + done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ['late.py']
+
+
+def test_what_another_process_alone_finds_is_told_by_it(monkeypatch, capsys):
+    import Run
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setattr(Run, 'GRACE', 0)
+    monkeypatch.setattr(sys, 'argv', ['Run.py', 'learn_per_stepz=3'])
+    with pytest.raises(SystemExit):
+        Run.main()
+    assert capsys.readouterr().err.count('learn_per_stepz: no such key') == 1
