@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -40,9 +39,9 @@ from Hparams.Check import PASSES
 from Hparams.Parts import check_parts, recipes, without_use
 from Judges import judge_of
 from Saving import Saving
-from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, generator, torch_threads
+from Stopping import Stopping
+from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, generator, has_bf16, torch_threads
 
-AGREE = 16  # turns of the loop after which processes ask one another whether to stop
 WARM_UP = 128  # steps of random play that are looked at together
 
 
@@ -63,7 +62,7 @@ class Clock:
         return fires
 
 
-class Session(Saving):
+class Session(Stopping, Saving):
     """Builds a run from plain values.
 
     Args:
@@ -78,7 +77,6 @@ class Session(Saving):
         self.args = args = Args(values)
         self.device = choose_device(Parallel.start(args.device))
         self.lanes = Parallel.lanes(args.num_envs)  # of this process
-        self.turns, self.agreed = 0, False  # of the loop; that it ends here
         if args.deterministic != torch.are_deterministic_algorithms_enabled():  # the call alone imports half of torch's compiler
             torch.use_deterministic_algorithms(args.deterministic)
         if args.deterministic:
@@ -95,7 +93,6 @@ class Session(Saving):
         self.score: float | None = None
         self.agent_state: Any = None
         self.visits = Visits()
-        self.stop_signal: int | None = None  # 0: the run ends itself, having been profiled
         self.profile: Profile | None = None
         self.saved_update = -1  # the update that the last checkpoint holds
         self.weights_read = 0  # when the weights that were last taken over were written, ns
@@ -162,6 +159,8 @@ class Session(Saving):
             plugs = [*self.agent.losses.values(), *([self.agent.bonus] if self.agent.bonus else [])]
             for line in (*without_use(args, type(self.agent), self.environment.obs_spec.is_image), *map(str, plugs)):
                 self.logger.say(line)
+            if self.agent.precision == 'bf16' and not has_bf16(self.device):
+                self.logger.say(f'precision=bf16: this {self.device} has no units for it, and is far slower than with fp32; precision=auto chooses')
             self.start()
         # train_steps was reached before this process began, by more than the last step of a run that was interrupted while it ended
         ended = state is not None and self.finished and (self.complete or self.step - args.num_envs >= args.train_steps)
@@ -406,42 +405,6 @@ class Session(Saving):
                 self.logger.say(f'no plot: {error}')
 
     # --- the end
-
-    @property
-    def stopping(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self.stop_signal is not None
-
-    def told_to_stop(self, now: bool = True) -> bool:
-        """Whether any process was. All ask at the same turns of the loop: now, or every so many turns."""
-        self.turns += 1
-        if Parallel.world_size == 1:
-            return self.stopping
-        if (now or self.turns % AGREE == 0) and Parallel.any_of(self.stopping):
-            self.stop_signal = signal.SIGTERM if self.stop_signal is None else self.stop_signal
-            self.agreed = True
-        return self.agreed
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """While SIGINT and SIGTERM end the run at its next turn."""
-        before = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def stop(self, number: int, frame: FrameType | None) -> None:
-        """Ends the run at the next turn of the loop, saved and plotted; asked twice, at once."""
-        if self.stop_signal and Parallel.world_size == 1:  # torchrun hands on what its processes have heard already
-            raise KeyboardInterrupt
-        first, self.stop_signal = not self.stop_signal, number
-        if not (first and Parallel.is_main()):
-            return
-        # straight to the system: the signal may have come in the middle of a print, which cannot be entered twice
-        with contextlib.suppress(OSError):
-            os.write(2, f'\n{signal.Signals(number).name}: saving and plotting; once more to leave at once\n'.encode())
 
     def finish(self) -> None:
         """Saves and plots; after the last step the replay goes, unless it is to be kept."""

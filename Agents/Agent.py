@@ -20,7 +20,7 @@ from Blocks.Normalisers import LANE_BUFFERS
 from Datasets.Replay import Replay
 from Datasets.Specs import ActionSpec, ObsSpec
 from Environment import Step
-from Utils import derive_seed, generator, require
+from Utils import derive_seed, generator, has_bf16, require
 
 
 class Agent(Plugged):
@@ -46,8 +46,9 @@ class Agent(Plugged):
     def __init__(self, *, seed: int = 0, device: str | torch.device = 'cpu', precision: str = 'fp32', compile: bool = False,
                  pretrain_steps: int = 0) -> None:
         super().__init__(pretrain_steps)
-        require(precision in ('fp32', 'bf16'), 'precision', precision, 'fp32 or bf16')
-        self.device, self.precision, self.compile_update = torch.device(device), precision, compile
+        require(precision in ('fp32', 'bf16', 'auto'), 'precision', precision, 'fp32, bf16 or auto')
+        self.device, self.compile_update = torch.device(device), compile
+        self.precision = precision if precision != 'auto' else 'bf16' if has_bf16(self.device) else 'fp32'
         self.step, self.update_count = 0, 0
         self.acting, self.learning = generator(seed, 'acting'), generator(seed, 'learning', device=self.device)
         self.evaluating = generator(seed, 'evaluating')  # begun anew by every evaluation

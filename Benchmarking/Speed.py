@@ -132,10 +132,10 @@ def machine(options: Options) -> dict[str, Any]:
     """What the figures depend on besides the code."""
     import torch
 
-    from Utils import free_cores
+    from Utils import free_cores, has_bf16
     capabilities = torch.cpu.get_capabilities()
     return {'torch': torch.__version__, 'threads': torch.get_num_threads(), 'cores': free_cores(), 'cpu': str(capabilities.get('cpu_name', '')),
-            'isa': torch.backends.cpu.get_cpu_capability(), 'bf16_units': bool(capabilities.get('avx512_bf16') or capabilities.get('amx_bf16')),
+            'isa': torch.backends.cpu.get_cpu_capability(), 'bf16_units': has_bf16(torch.device('cpu')),
             'opencv': importlib.util.find_spec('cv2') is not None}  # plain Pong: Gymnasium's wrappers, or one ale-py vector env per lane without it
 
 

@@ -23,7 +23,7 @@ GROUPS = ('task', 'Agent', 'aux', 'explore', 'core')
 PARTS = ('Aug', 'Eyes', 'pool', 'Pi_trunk', 'Q_trunk', 'Pi_head', 'Q_head', 'Generator', 'Discriminator', 'Optim', 'Scheduler')  # by short or dotted name
 TEXTS = ('root', 'replay.path', 'load_path', 'plotting.reference', 'Dataset.root')  # paths; the name of one may be a number
 PATTERNS = ('plotting.plot_experiments', 'plotting.plot_agents', 'plotting.plot_suites', 'plotting.plot_tasks')
-CHOICES: dict[str, tuple[Any, ...]] = {'precision': ('fp32', 'bf16'), 'replay.store': ('auto', 'map', 'ram', 'device'),
+CHOICES: dict[str, tuple[Any, ...]] = {'precision': ('fp32', 'bf16', 'auto'), 'replay.store': ('auto', 'map', 'ram', 'device'),
                                        'replay.sampler': (None, 'uniform', 'epoch'), 'obs': (None, 'pixels', 'state'),
                                        'profile': (None, 'torch', 'line', 'scalene'),
                                        'encoder': ('auto', 'pixel', 'nature', 'cnn', 'mlp', 'ofe', 'identity')}

@@ -81,7 +81,7 @@ REFUSED = {
     'lr=nan': ('lr=nan',),
     'grad_clip=-1': ('grad_clip=-1: expected a number above 0',),
     'seed=4294967296': ('seed=4294967296',),
-    'precision=fp16': ('precision=fp16: expected one of fp32, bf16',),
+    'precision=fp16': ('precision=fp16: expected one of fp32, bf16, auto',),
     'profile=perf': ('profile=perf: expected one of torch, line, scalene',),
     'profile=torch profile_updates=0': ('profile_updates=0: expected 1 or more',),
     'profile=torch profile_updates=ten': ('profile_updates=ten: expected a whole number',),

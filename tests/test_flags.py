@@ -182,6 +182,14 @@ def test_bf16_learns_and_stays_near_fp32(graft, task):
     assert all(weight.dtype == torch.float32 for weight in runs[1].weights().values() if weight.is_floating_point())
 
 
+@pytest.mark.parametrize('units', [False, True], ids=['without units', 'with units'])
+def test_the_precision_that_the_machine_is_fast_with(units, graft, monkeypatch, capsys):
+    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: {'avx512_bf16': units, 'amx_bf16': False})
+    assert [graft.session(f'precision={name}', f'experiment={name}').agent.precision for name in ('auto', 'fp32', 'bf16')] == [
+        'bf16' if units else 'fp32', 'fp32', 'bf16']
+    assert capsys.readouterr().out.count('precision=bf16: this cpu has no units for it') == (not units)
+
+
 def test_deterministic_asks_torch_for_it_and_the_next_run_does_not_inherit_it(graft):
     graft.session('deterministic=true')
     assert torch.are_deterministic_algorithms_enabled()

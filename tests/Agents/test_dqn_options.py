@@ -110,7 +110,7 @@ def test_compiling_without_a_compiler_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize('options, message', [
     ({'exploration': 'boltzmann'}, 'agent.exploration=boltzmann: expected epsilon or softmax'),
-    ({'precision': 'fp16'}, 'precision=fp16: expected fp32 or bf16'),
+    ({'precision': 'fp16'}, 'precision=fp16: expected fp32, bf16 or auto'),
     ({'num_critics': 0}, 'agent.num_critics=0: expected 1 or more'),
     ({'num_actions': 0}, 'agent.num_actions=0: expected 1 or more'),
     ({'target_per_updates': 0}, 'agent.target_per_updates=0: expected 1 or more'),
