@@ -225,7 +225,7 @@ class PPO(Agent):
         """→ advantages (N, T) and value targets (N, T, heads) of a rollout. bonus: (N, T), normalised."""
         reward, value, ended = rollout.reward, rollout.extras['value'], rollout.terminated | rollout.truncated
         if self.return_normaliser is not None:
-            reward = self.return_normaliser.scaled(reward, ended)
+            reward = self.return_normaliser(reward, ended)
         discount = rollout.discount.masked_fill(rollout.truncated, 0) if self.terminal_limit else rollout.discount
         last = self.value(self.aug.evaluate(replay.observations(replay.open).to(self.device)))
         next_value = torch.cat([value[:, 1:], last[:, None]], 1)  # at the end of an episode, of what opens the next

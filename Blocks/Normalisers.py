@@ -30,20 +30,20 @@ class RunningMoments(nn.Module):
 
     def merge(self, n: float | Tensor, mean: Tensor, var: Tensor) -> None:
         """Takes in n samples by their mean and population variance."""
-        total = self.count + n
+        self.count += n
+        share = n / self.count
+        rest = 1 - share
         delta = mean - self.mean
-        moment = self.var * self.count + var * n + delta ** 2 * self.count * n / total
-        self.mean += delta * n / total
-        self.var.copy_(moment / total)
-        self.count.copy_(total)
+        self.var.mul_(rest).addcmul_(torch.addcmul(var, delta * delta, rest), share)
+        self.mean.addcmul_(delta, share)
 
 
 def moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
     """Number, mean and population variance of x (B, *shape) over B, in float64. Bytes are summed as integers, which is exact and takes no copy in float64."""
     n = x.shape[0]
     if x.dtype != torch.uint8:
-        x = x.double()
-        return n, x.mean(0), x.var(0, unbiased=False)
+        var, mean = torch.var_mean(x.double(), 0, correction=0)
+        return n, mean, var
     total, squares = torch.zeros(2, *x.shape[1:], dtype=torch.int64, device=x.device)
     for part in x.split(1024):  # squares of 1,024 bytes add up to less than 2³¹
         part = part.int()
@@ -77,19 +77,25 @@ class ReturnNormaliser(RunningMoments):
         self.discount, self.clip = discount, clip
 
     @torch.no_grad()
-    def observe(self, reward: Tensor, ended: Tensor) -> None:
-        """reward, ended: (N,), one vector step."""
-        self.returns.copy_(self.returns * self.discount + reward.double())
-        self.update(self.returns)
-        self.returns.masked_fill_(ended, 0.0)
-
-    def scaled(self, reward: Tensor, ended: Tensor) -> Tensor:
+    def forward(self, reward: Tensor, ended: Tensor) -> Tensor:
         """(N, T) rewards of consecutive steps, each divided by the deviation that includes it. ended: (N, T) bool."""
-        scaled = torch.empty_like(reward)
-        for t in range(reward.shape[1]):
-            self.observe(reward[:, t], ended[:, t])
-            scaled[:, t] = self(reward[:, t])
-        return scaled
+        returns = torch.empty_like(reward, dtype=torch.float64)
+        for t, over in enumerate(ended.unbind(1)):
+            self.returns.mul_(self.discount).add_(reward[:, t])
+            returns[:, t] = self.returns
+            self.returns.masked_fill_(over, 0.0)
+        var = self.merge_in_turn(*Parallel.merged_moments(*moments(returns)))
+        return (reward / torch.sqrt(var + 1e-8)).clamp(-self.clip, self.clip).float()
 
-    def forward(self, reward: Tensor) -> Tensor:
-        return (reward / torch.sqrt(self.var + 1e-8)).clamp(-self.clip, self.clip).float()
+    def merge_in_turn(self, n: float | Tensor, means: Tensor, variances: Tensor) -> Tensor:
+        """Takes in the n samples of each of T steps, by moments (T,). → the variance behind each step, (T,): one merge after the other would have it so."""
+        centre = means.mean()  # sums of squares lose nothing around a point that lies among them
+        mean, means = self.mean - centre, means - centre
+        counts = self.count + n * torch.arange(1, len(means) + 1, device=means.device)
+        behind = (self.count * mean + n * means.cumsum(0)) / counts
+        squares = self.count * (self.var + mean.square()) + n * (variances + means.square()).cumsum(0)
+        var = (squares / counts - behind.square()).clamp_min_(0)
+        self.count.copy_(counts[-1])
+        self.mean.copy_(behind[-1] + centre)
+        self.var.copy_(var[-1])
+        return var

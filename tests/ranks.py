@@ -77,9 +77,9 @@ def moments_of_both_are_those_of_all():
 
 def rewards_are_scaled_as_by_one():
     reward, ended = torch.randn(4, 20, generator=torch.Generator().manual_seed(0)), torch.rand(4, 20, generator=torch.Generator().manual_seed(1)) < 0.1
-    ours = ReturnNormaliser(2, 0.9).scaled(half(reward), half(ended))
+    ours = ReturnNormaliser(2, 0.9)(half(reward), half(ended))
     with Parallel.alone():
-        theirs = ReturnNormaliser(4, 0.9).scaled(reward, ended)
+        theirs = ReturnNormaliser(4, 0.9)(reward, ended)
     close(ours, half(theirs), 1e-6)
 
 

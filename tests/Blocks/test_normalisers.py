@@ -45,30 +45,40 @@ def test_images_are_normalised_by_pixel():
     assert np.allclose(normaliser.mean, data.double().mean(0)) and normaliser(data).mean(0).abs().max() < 1e-5
 
 
-def test_rewards_are_scaled_by_the_deviation_of_each_lanes_return():
+@pytest.mark.parametrize('parts', [[200], [1] * 200, [1, 7, 2, 150, 40]], ids=['at once', 'step by step', 'in parts'])
+@pytest.mark.parametrize('shift', [2, 1e5])
+def test_rewards_are_scaled_by_the_deviation_of_each_lanes_return_so_far(parts, shift):
     random = np.random.default_rng(1)
     lanes, steps, discount = 3, 200, 0.9
-    rewards, ended = random.normal(2, 5, (steps, lanes)).astype(np.float32), random.random((steps, lanes)) < 0.1
-    normaliser, seen, running = ReturnNormaliser(lanes, discount, clip=1.0), [], [0.0] * lanes
+    rewards, ended = random.normal(shift, 5, (lanes, steps)).astype(np.float32), random.random((lanes, steps)) < 0.1
+    seen, running, expected = [], [0.0] * lanes, np.empty_like(rewards)
     for t in range(steps):
-        normaliser.observe(torch.tensor(rewards[t]), torch.tensor(ended[t]))
         for lane in range(lanes):
-            running[lane] = running[lane] * discount + float(rewards[t, lane])
+            running[lane] = running[lane] * discount + float(rewards[lane, t])
             seen.append(running[lane])
-            if ended[t, lane]:
+            if ended[lane, t]:
                 running[lane] = 0.0
-    deviation = math.sqrt(sum((g - sum(seen) / len(seen)) ** 2 for g in seen) / len(seen))
-    assert math.sqrt(normaliser.var) == pytest.approx(deviation, rel=1e-9)
-    out = normaliser(torch.tensor(rewards))
-    assert out.dtype == torch.float32 and np.allclose(out, np.clip(rewards / deviation, -1, 1), rtol=1e-5)
+        deviation = math.sqrt(sum((g - sum(seen) / len(seen)) ** 2 for g in seen) / len(seen))
+        expected[:, t] = np.clip(rewards[:, t] / math.sqrt(deviation ** 2 + 1e-8), -1, 1)
+    normaliser = ReturnNormaliser(lanes, discount, clip=1.0)
+    pairs = zip(torch.tensor(rewards).split(parts, 1), torch.tensor(ended).split(parts, 1), strict=True)
+    out = torch.cat([normaliser(*pair) for pair in pairs], 1)
+    assert math.sqrt(normaliser.var) == pytest.approx(deviation, rel=1e-9) and normaliser.count == len(seen)
+    assert float(normaliser.mean) == pytest.approx(sum(seen) / len(seen), rel=1e-12)
+    assert out.dtype == torch.float32 and np.allclose(out, expected, rtol=1e-5)
     assert (out.abs() < 1).any() and out.abs().max() == 1, 'scaled, never shifted'
+
+
+def test_rewards_that_never_differ_stay_what_they_are():
+    normaliser = ReturnNormaliser(2, 0.0)
+    assert torch.equal(normaliser(torch.full((2, 3), 1e-6), torch.zeros(2, 3, dtype=torch.bool)), torch.full((2, 3), 1e-2))  # only the 1e-8 is left
 
 
 def test_statistics_travel_with_the_weights():
     normaliser, twin = ReturnNormaliser(2), ReturnNormaliser(2)
     for _ in range(5):
-        normaliser.observe(torch.randn(2), torch.tensor([False, False]))
+        normaliser(torch.randn(2, 1), torch.tensor([[False], [False]]))
     twin.load_state_dict(normaliser.state_dict())
     for one in (normaliser, twin):
-        one.observe(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
+        one(torch.tensor([[1.0], [2.0]]), torch.tensor([[True], [False]]))
     assert all(torch.equal(a, b) for a, b in zip(normaliser.buffers(), twin.buffers())) and not list(normaliser.parameters())
