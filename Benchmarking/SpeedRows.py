@@ -48,7 +48,6 @@ class Row:
         apart: the plain loop runs in a process of its own: two renderers in one process corrupt each other's frames.
         beside: builds what takes the plain loop's place where that is work of our own, or a bare call of torch.
         at_least, at_most: the target, of the ratio (speed, ours / plain) where there is a plain loop.
-        bf16: the target is only demanded of a CPU with bf16 units.
         note: what is compared, for the JSON and the reader."""
 
     name: str
@@ -58,10 +57,14 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     at_least: float | None = None
     at_most: float | None = None
-    bf16: bool = False
     note: str = ''
     apart: bool = False
     beside: Callable[[Bench], Work] | None = None
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the CPU needs units for bf16."""
+        return 'bf16' in self.name
 
 
 def classifying(*settings: Any, **options: Any) -> Callable[[Bench], Work]:
@@ -101,13 +104,12 @@ ROWS = [
           at_least=1 / 1.25, note=f'{REPLAY_NOTE}; ours in {"RAM too" if store else "a file-backed map, the default"}')
       for store in ('', ' ram') for size in (32, 256)),
     Row('replay add 16', add, 'steps', at_least=30_000, note='16 lanes, a file-backed map'),
-    *(Row(f'dqn update {size} {form}', dqn_update(f'batch_size={size}', *overrides), 'updates', f'dqn_update_b{size}', at_least=at_least,
-          bf16='bf16' in form, note=UPDATE_NOTE)
+    *(Row(f'dqn update {size} {form}', dqn_update(f'batch_size={size}', *overrides), 'updates', f'dqn_update_b{size}', at_least=at_least, note=UPDATE_NOTE)
       for size in (32, 256)
       for form, overrides, at_least in (('fp32', (), 1 / 1.05), ('bf16', ('precision=bf16',), 1 / 0.65), ('fp32 compile', ('compile=true',), None),
                                         ('bf16 compile', ('precision=bf16', 'compile=true'), None))),
     *(Row(f'loop pong {envs} {precision}', loop(*DQN, f'num_envs={envs}', f'precision={precision}', steps=max(4, envs)), 'steps', plain,
-          at_least=at_least, bf16=precision == 'bf16', note=LOOP_NOTE)
+          at_least=at_least, note=LOOP_NOTE)
       for envs, plain, targets in ((1, 'dqn_pong_loop', (1.1, 1.5)), (16, 'dqn_pong_loop_16', (1.25, 1.8)))
       for precision, at_least in zip(('fp32', 'bf16'), targets)),
     *(Row(f'env dmc state {envs}', environment('dmc', 'cheetah_run', envs, obs='state'), 'steps', 'env_dmc_state', at_least=0.9,
@@ -116,26 +118,25 @@ ROWS = [
           apart=True, at_least=at_least, note=RENDER_NOTE) for quality, at_least in (('full', 1.2), ('near', 2.0), ('fast', 5.0))),
     Row('env dmc pixels 2 workers', environment('dmc', 'cheetah_run', 2, obs='pixels', num_threads=2), 'steps', at_least=1.6,
         beside=environment('dmc', 'cheetah_run', 2, obs='pixels', num_threads=1), note='two lanes, in two processes beside in one; needs two free cores'),
-    *(Row(f'sac update {hidden} {form}', sac_update(f'hidden_dim={hidden}', *overrides), 'updates', f'sac_update_{hidden}', at_least=at_least,
-          bf16='bf16' in form, note=SAC_NOTE)
+    *(Row(f'sac update {hidden} {form}', sac_update(f'hidden_dim={hidden}', *overrides), 'updates', f'sac_update_{hidden}', at_least=at_least, note=SAC_NOTE)
       for hidden, targets in ((256, (1 / 0.85, None)), (1024, (1 / 0.95, 1 / 0.5)))
       for form, overrides, at_least in (('fp32', (), targets[0]), ('bf16', ('precision=bf16',), targets[1]), ('fp32 compile', ('compile=true',), None),
                                         ('bf16 compile', ('precision=bf16', 'compile=true'), None))),
     Row('auxisac update', learning(state_specs, *SAC, *AUXI), 'updates', at_least=1 / 2.5, beside=learning(state_specs, *SAC),
         note='256×2, batch 256: SAC with the dense encoder and A2-winner, beside SAC on the state itself; both with their draws from the replay'),
     *(Row(f'pixel sac curl {precision}', learning(lambda: pixel_specs(100), *PIXEL_CURL, f'precision={precision}', stored=2000), 'updates', 'pixel_curl_update',
-          bf16=precision == 'bf16', note=PIXEL_NOTE) for precision in ('fp32', 'bf16')),
+          note=PIXEL_NOTE) for precision in ('fp32', 'bf16')),
     Row('replay sequences 9', sequences(9), 'batches', at_least=1 / 1.25, beside=bare_gather(15),
         note='256 samples of 3 + 9 frames and the 3 of next_obs; beside: bare windows of 15 frames'),
     *(Row(f'classify resnet18 {precision}', classifying((3, 32, 32), 2048, *RESNET, f'precision={precision}'), 'images', 'resnet18_cifar',
-          at_least=at_least, bf16=precision == 'bf16', note=CLASSIFY_NOTE) for precision, at_least in (('fp32', 0.95), ('bf16', 2.0))),
+          at_least=at_least, note=CLASSIFY_NOTE) for precision, at_least in (('fp32', 0.95), ('bf16', 2.0))),
     *(Row(f'classify small {precision}', classifying((1, 28, 28), 8192, 'Eyes=Benchmarking.SpeedLabelled.SmallEyes', f'precision={precision}'), 'images',
           'small_cnn', at_least=0.9 if precision == 'fp32' else None, note=CLASSIFY_NOTE) for precision in ('fp32', 'bf16')),
     Row('classify stream', classifying((3, 32, 32), 2048, *RESNET, stream=True, workers=1), 'images', at_least=0.9,
         beside=classifying((3, 32, 32), 2048, *RESNET), note='ResNet18; PNG files decoded by one process beside the same from memory; needs two free cores'),
     Row('cifar10 memory', cifar_memory, 'MB', at_most=200, note="50,000 images from CIFAR-10's files: loaded, summarised and drawn from"),
     *(Row(f'loop ppo pong {envs} {precision}', rollouts(*PPO, f'num_envs={envs}', f'precision={precision}'), 'steps', 'ppo_pong_loop',
-          {'num_envs': envs}, at_least=at_least, bf16=precision == 'bf16', note=PPO_NOTE)
+          {'num_envs': envs}, at_least=at_least, note=PPO_NOTE)
       for envs in (8, 32) for precision, at_least in (('fp32', 1.2), ('bf16', 1.8))),
     *(Row(f'loop rnd montezuma {precision}', rollouts(*RND, 'num_envs=32', f'precision={precision}'), 'steps', beside=plain_rnd('montezuma_revenge', 32),
           at_least=at_least, note=RND_NOTE) for precision, at_least in (('fp32', 1.3), ('bf16', None))),

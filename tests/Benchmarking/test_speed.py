@@ -81,9 +81,13 @@ def test_ratios_targets_and_a_row_that_fails(tmp_path, capsys, monkeypatch, base
     assert bench(tmp_path, capsys, f'baselines={baselines}', 'strict=true', 'rows=faster|rate|untold')[0] == 0
 
 
-def test_bf16_is_demanded_of_cpus_with_bf16_units():
-    row = Row('bf16', does(1), 'updates', 'plain', at_least=2, bf16=True)
-    assert [Speed.verdict(row, {'ratio': 1.5}, units) for units in (True, False)] == ['short', '']
+@pytest.mark.parametrize('units', [True, False])
+def test_bf16_is_measured_on_cpus_with_bf16_units(units, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: {'avx512_bf16': units, 'cpu_name': ''})
+    code, lines, written = bench(tmp_path, capsys, 'strict=true', rows=[Row('update bf16', does(1), 'updates', at_least=1e12)], monkeypatch=monkeypatch)
+    (row,) = written['rows']
+    assert (code, row['verdict']) == ((1, 'short') if units else (0, ''))
+    assert any(line.startswith('update bf16') and 'no units for bf16' in line for line in lines) == (not units)
 
 
 @pytest.mark.parametrize('argument, said', [
