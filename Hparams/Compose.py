@@ -188,7 +188,7 @@ flags     train_steps=N seed=N num_envs=N          how long, which seed, how man
           learn_per_steps=N batch_size=N nstep=N lr=X discount=X
           evaluate_per_steps=N evaluate_episodes=N log_video=true
           save_per_steps=N replay.save=true offline=true
-          precision=bf16 compile=true device=cuda
+          precision=auto compile=true device=cuda
           profile=torch|line|scalene               where the time goes
           aux=NAME aux=[NAME,NAME] aux.NAME.KEY=…  auxiliary losses, on any agent: {names('aux')}; your own: aux=my_package.MyLoss
           explore=NAME explore.NAME.KEY=…          a bonus for what is new, on any agent: {names('explore')}; your own: explore=my_package.MyBonus
@@ -197,6 +197,6 @@ flags     train_steps=N seed=N num_envs=N          how long, which seed, how man
           all of them with their meaning: Hparams/args.yaml
 
 examples  python Run.py task=gym/CartPole-v1
-          python Run.py task=atari/breakout num_envs=16 precision=bf16 log_video=true
+          python Run.py task=atari/breakout num_envs=16 precision=auto log_video=true
           python Run.py -m task=atari/pong,atari/boxing seed=1,2,3
 """

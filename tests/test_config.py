@@ -320,7 +320,7 @@ def test_help_lists_what_there_is_at_once(graft):
     said = graft.process('--help')
     assert said.code == 0 and time.perf_counter() - start < 2
     for text in ('atari', 'gym', 'Agents.DQN', 'Agents.Random', 'my_package.MyAgent', 'train_steps', 'num_envs', 'load=true', 'overwrite=true', 'offline=true',
-                 'precision=bf16', 'Hparams/args.yaml'):
+                 'precision=auto', 'Hparams/args.yaml'):
         assert text in said.out
     assert sum(line.strip().startswith(('examples', 'python Run.py')) for line in said.out.splitlines()) >= 3
     assert graft.files() == []
