@@ -26,7 +26,7 @@ from tests.Datasets.test_samples import make as made_samples
 from tests.runs import checkpoint, folder, values
 from Utils import Args, optimise
 
-RTOL, ATOL = 1e-5, 1e-6
+RTOL, ATOL = 1e-6, 1e-6
 
 
 def close(ours, theirs, rtol=RTOL, atol=ATOL):
