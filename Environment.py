@@ -237,6 +237,16 @@ class Environment:
             state['suite'] = self.suite.get_state()
         return state
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Changes nothing. Raises: ValueError: the state is of another task or of other lanes."""
+        task = f'{self.suite.name}/{self.suite.task}'
+        if state['task'] != task or state['lanes'] != self.lanes.tolist():
+            raise ValueError(f"a state of {state['task']} with lanes {state['lanes']} cannot go on in {task} with lanes {self.lanes.tolist()}: "
+                             'resume with the task and num_envs of the run')
+        if tuple(state['stack'].shape[1:]) != self.obs_spec.stacked_shape:
+            raise ValueError(f"a state with observations {tuple(state['stack'].shape[1:])} cannot go on with {self.obs_spec.stacked_shape}: "
+                             'resume with the task options of the run')
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was called, also in a new process. Suites without states of their own play each lane's episode again.
 
@@ -246,13 +256,7 @@ class Environment:
         Warns:
             RuntimeWarning: a lane shows something else than it did, so that the run will not be the one that was interrupted.
         """
-        task = f'{self.suite.name}/{self.suite.task}'
-        if state['task'] != task or state['lanes'] != self.lanes.tolist():
-            raise ValueError(f"a state of {state['task']} with lanes {state['lanes']} cannot go on in {task} with lanes {self.lanes.tolist()}: "
-                             'resume with the task and num_envs of the run')
-        if tuple(state['stack'].shape[1:]) != self.obs_spec.stacked_shape:
-            raise ValueError(f"a state with observations {tuple(state['stack'].shape[1:])} cannot go on with {self.obs_spec.stacked_shape}: "
-                             'resume with the task options of the run')
+        self.check_state(state)
         if self._sent is not None:
             self.receive()
         self.seed, self.steps = state['seed'], state['steps']

@@ -21,6 +21,7 @@ from Datasets.RunReplay import RunReplay, anew
 from Environment import Environment, dealt
 from Episodes import Visits
 from Judges import Judge
+from Stopping import asked_every
 from Utils import Args, NonFinite
 
 VERSION = '0.1.0'
@@ -90,7 +91,8 @@ class Saving:
                         'step': self.step, 'learn_calls': self.learn_calls, 'learn_calls_owed': max(0, self.learn_calls_due() - self.learn_calls),
                         'learn_calls_left': max(0, self.learn_calls_due(after=True) - self.learn_calls), 'episodes': self.episodes, 'score': self.score,
                         'visits': {'train': self.visits.state_dict(), 'eval': self.judge.visits.state_dict()},
-                        'seed_steps': self.seed_steps, 'complete': self.complete, 'replay_kept': self.replay_kept or self.args.replay.save,
+                        'seed_steps': self.seed_steps, 'rollout_steps': self.agent.rollout_steps, 'complete': self.complete,
+                        'replay_kept': self.replay_kept or self.args.replay.save,
                         'agent': self.agent.state(), 'processes': processes, 'logger': self.logger.state_dict(),
                         'clocks': {name: clock.last for name, clock in self.clocks.items()}, 'graft_version': VERSION,
                         'specs': {'obs': described(self.environment.obs_spec), 'action': described(self.environment.action_spec)}})
@@ -102,7 +104,8 @@ class Saving:
         else:
             self.replay.checkpoints = kept
             self.logger.say(f'checkpoint of step {self.step} not written: {error}; the last good one is intact')
-            if self.finished or Parallel.any_of(self.stopping or self.replay.slack_used_up):  # to go on would write over rows that the last good one needs
+            # to go on would write over rows that the last good one needs
+            if self.finished or Parallel.any_of(self.stopping or self.replay.slack_used_up(asked_every())):
                 raise error
 
     def own_state(self) -> dict[str, Any] | OSError:
@@ -123,12 +126,25 @@ class Saving:
         if len(processes) == Parallel.world_size:
             own = processes[Parallel.rank]
             return state | {key: own[key] for key in ('agent_state', 'torch', 'environment', 'replay')} | {'own': own['agent']}
+        if processes[0]['environment'] is not None and not self.only_evaluates:
+            lanes = sum(len(process['environment']['lanes']) for process in processes)
+            if lanes != self.args.num_envs:
+                raise ValueError(f'num_envs={self.args.num_envs}: the run has {lanes} lanes, which are dealt to other processes; resume with num_envs={lanes}')
         made: dict[str, Any] = {'agent_state': None, 'torch': torch.get_rng_state(), 'environment': None, 'own': None, 'discarded': processes}
-        if processes[0]['environment'] is not None:
+        if processes[0]['environment'] is not None and not self.only_evaluates:
             made['environment'] = dealt([process['environment'] for process in processes], self.lanes)
         made['statistics'] = {name: torch.cat([process['agent']['lanes'][name] for process in processes])[self.lanes.start:self.lanes.stop]
                               for name in processes[0]['agent']['lanes']}
         return state | made
+
+    def check(self, state: dict[str, Any]) -> None:
+        """What is asked for of a run that goes on must be what it was. Changes nothing. Raises: ValueError."""
+        if self.only_evaluates or self.args.offline:
+            return
+        self.environment.check_state(state['environment'])
+        steps, kept = self.agent.rollout_steps, 'replay' in state and not (state['complete'] and not state['replay_kept'])
+        if kept and (before := state.get('rollout_steps', steps)) != steps:
+            raise ValueError(f'agent.rollout_steps={steps}: the run is inside a rollout of {before} steps a lane; resume with agent.rollout_steps={before}')
 
     def load_own(self, state: dict[str, Any]) -> None:
         if state['own'] is not None:
@@ -158,7 +174,7 @@ class Saving:
             self.learn_calls = self.learn_calls_due() - state['learn_calls_owed']
         elif 'learn_calls_left' in state:
             self.learn_calls = max(self.learn_calls, self.learn_calls_due(after=True) - state['learn_calls_left'])
-        self.replay_anew = not self.args.offline and anew(self.replay, state)
+        self.replay_anew = not self.args.offline and Parallel.any_of(anew(self.replay, state))
         self.agent_state = state['agent_state']
         if not self.args.offline:
             self.environment.load_state_dict(state['environment'])

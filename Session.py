@@ -39,7 +39,7 @@ from Hparams.Check import PASSES
 from Hparams.Parts import check_parts, recipes, without_use
 from Judges import judge_of
 from Saving import Saving
-from Stopping import Stopping
+from Stopping import Stopping, asked_every
 from Utils import Args, NonFinite, choose_device, derive_seed, env_threads, generator, has_bf16, torch_threads
 
 WARM_UP = 128  # steps of random play that are looked at together
@@ -137,6 +137,7 @@ class Session(Stopping, Saving):
         torch.set_num_threads(torch_threads(args, self.environment.obs_spec.is_image))
         self.agent = self.make_agent()
         if state:
+            self.check(state)
             self.agent.load_state(state['agent'])
             self.load_own(state)
         elif args.load_path:
@@ -208,7 +209,8 @@ class Session(Stopping, Saving):
             raise ValueError(f'explore={agent.bonus.name}: a bonus is given for what is played, offline=true plays nothing; explore=none')
         self.check_rollouts(agent)
         if self.args.offline and agent.rollout_steps:
-            raise ValueError(f'offline=true: {self.args.agent_name} learns from what it has just played alone; another agent, or offline=false')
+            why = f'task={self.args.suite}/{self.args.task_name} is learned offline (offline=true)' if self.labelled else 'offline=true'
+            raise ValueError(f'{why}: {self.args.agent_name} learns from what it has just played alone; another agent, or offline=false')
         if self.labelled and agent.horizon:
             name = next(name for name, loss in agent.losses.items() if loss.horizon)
             raise ValueError(f'aux={name}: {Samples.horizon_needed}')
@@ -310,7 +312,7 @@ class Session(Stopping, Saving):
     def learn(self, after: bool = False) -> None:
         """Every update that is due; those `after` the last step can be interrupted."""
         self.agent.step = self.step
-        while self.learn_calls < self.learn_calls_due(after) and not (after and self.stopping):
+        while self.learn_calls < self.learn_calls_due(after) and not (after and self.told_to_stop(now=False)):
             with self.guarded():
                 metrics = self.agent.improve(self.replay)
             if self.args.agent_log:
@@ -346,11 +348,16 @@ class Session(Stopping, Saving):
         if clocks['load'].due(step):
             self.reload_weights()
         # an offline run without an update since its last checkpoint has nothing new to save
-        if clocks['save'].due(step) or (self.args.save and self.replay.slack_used_up):
+        if clocks['save'].due(step) or (self.args.save and self.room_runs_out):
             if not (self.args.offline and self.agent.update_count == self.saved_update):
                 self.save()
         if clocks['plot'].due(step):
             self.plot()
+
+    @property
+    def room_runs_out(self) -> bool:
+        """Whether in any process rows that a checkpoint needs would be written over before all ask again."""
+        return self.step // self.args.num_envs % asked_every() == 0 and Parallel.any_of(self.replay.slack_used_up(asked_every()))
 
     def pool_records(self) -> None:
         """What all processes recorded since the last row comes to the first."""

@@ -9,7 +9,12 @@ from types import FrameType
 
 import Parallel
 
-AGREE = 16  # turns of the loop after which processes ask one another whether to stop
+AGREE = 16  # turns of the loop after which processes ask one another
+
+
+def asked_every() -> int:
+    """Turns of the loop from one at which processes ask one another to the next; one that is alone asks itself at each."""
+    return AGREE if Parallel.world_size > 1 else 1
 
 
 class Stopping:
@@ -56,4 +61,5 @@ class Stopping:
             return
         # straight to the system: the signal may have come in the middle of a print, which cannot be entered twice
         with contextlib.suppress(OSError):
-            os.write(2, f'\n{signal.Signals(number).name}: saving and plotting; once more to leave at once\n'.encode())
+            rest = '; once more to leave at once' if Parallel.world_size == 1 else ', if the other processes are still there'
+            os.write(2, f'\n{signal.Signals(number).name}: saving and plotting{rest}\n'.encode())

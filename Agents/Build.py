@@ -16,7 +16,7 @@ from Agents.Agent import Agent
 from Blocks.Normalisers import LANE_BUFFERS
 from Datasets.Specs import ActionSpec, ObsSpec
 from Hparams.Check import defaults
-from Utils import Args, build, derive_seed, filled
+from Utils import Args, accepted, build, derive_seed, filled, locate
 
 
 def make_agent(args: Args, obs_spec: ObsSpec, action_spec: ActionSpec, device: torch.device) -> Agent:
@@ -27,8 +27,9 @@ def make_agent(args: Args, obs_spec: ObsSpec, action_spec: ActionSpec, device: t
     torch.manual_seed(derive_seed(args.seed, 'initialisation'))
     common = {key: value for key, value in args.items() if not isinstance(value, dict)} | {'device': device}
     common['seed'] = derive_seed(args.seed, 'agent', *([Parallel.rank] if Parallel.rank else []))
-    lanes, common['batch_size'] = len(Parallel.lanes(args.num_envs)), Parallel.share(args.batch_size, 'batch_size')
-    common['num_envs'] = lanes
+    common['num_envs'] = lanes = len(Parallel.lanes(args.num_envs))
+    if 'batch_size' in accepted(locate(args.agent['_target_'], 'agent'))[0]:
+        common['batch_size'] = Parallel.share(args.batch_size, 'batch_size')
     if args.generate:
         if not obs_spec.is_image:
             raise ValueError(f'generate=true: task={args.suite}/{args.task_name} shows vectors {obs_spec.shape}, expected images')

@@ -17,6 +17,7 @@ from torch import Tensor
 import Parallel
 from Agents.Agent import Agent
 from Blocks.Actors import OpenActor
+from Blocks.Architectures.MLP import ACTIVATIONS
 from Blocks.Block import Block, init_orthogonal_relu, redraw, scale_last
 from Blocks.Critics import ValueCritic
 from Blocks.Encoders import Encoder, encoder_kind
@@ -68,6 +69,7 @@ class PPO(Agent):
         for key, count in (('rollout_steps', rollout_steps), ('epochs', epochs), ('minibatches', minibatches)):
             require(count >= 1, f'agent.{key}', count, '1 or more')
         require(depth >= 0, 'agent.depth', depth, '0 or more')
+        require(activation in ACTIVATIONS, 'agent.activation', activation, f'one of {", ".join(ACTIVATIONS)}')
         require(0 <= gae_lambda <= 1, 'agent.gae_lambda', gae_lambda, 'a number from 0 to 1')
         require(num_envs * rollout_steps >= minibatches, 'agent.minibatches', minibatches, f'no more than num_envs × agent.rollout_steps = '
                 f'{num_envs * rollout_steps}')

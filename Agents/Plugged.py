@@ -113,7 +113,7 @@ class Plugged(nn.Module):
                               total_envs=num_envs * Parallel.world_size)
             if not isinstance(bonus, Bonus):
                 raise ValueError(f'explore={recipe.get("_target_")}: expected a subclass of Blocks.Exploration.Bonus')
-            self.bonus = bonus.to(self.device).start(**numbers)
+            self.bonus = bonus.to(self.device).start(draws=not self.intrinsic, **numbers)
             if not self.intrinsic:
                 self.extras = self.extras | {'bonus': Extra(mutable=False)}
 

@@ -21,17 +21,21 @@ KINDS: dict[str, dict[str, Any]] = {  # what `encoder=` means: default names of 
     'mlp': {'eyes': 'MLP', 'projection': 'LinearNorm'},
     'ofe': {'eyes': 'DenseMLP', 'projection': 'SquareNorm'}}  # densely connected, after OFENet (2003.01629)
 
+NATURE_SIDE = 36  # pixels, the least that its convolutions take
+
 
 def encoder_kind(name: str, obs_spec: ObsSpec, *, images: str, vectors: str, hidden_dim: int, layers: int) -> dict[str, Any]:
     """What `encoder=name` stands for, as arguments of `Encoder`.
 
     Args:
-        images, vectors: what 'auto' is.
+        images, vectors: what 'auto' is; for images too small for 'nature', 'cnn' takes its place.
         hidden_dim, layers: of the encoders mlp and ofe.
 
     Raises:
         ValueError: one that does not exist, or sees something else."""
     kind = (images if obs_spec.is_image else vectors) if name == 'auto' else name
+    if name == 'auto' and kind == 'nature' and min(obs_spec.shape[1:]) < NATURE_SIDE:
+        kind = 'cnn'
     fitting = ('nature', 'pixel', 'cnn') if obs_spec.is_image else ('identity', 'mlp', 'ofe')
     if kind not in fitting:
         raise ValueError(f'encoder={name}: expected auto or one of {", ".join(fitting)}; this task shows {"images" if obs_spec.is_image else "vectors"}')

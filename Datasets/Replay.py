@@ -290,10 +290,9 @@ class Replay(Draw):
             return self.ring.slack
         return int((self.ring.needed(self.checkpoints[0]) - self.ring.oldest(self.cursor)).min())
 
-    @property
-    def slack_used_up(self) -> bool:
-        """Whether to save now, because the next `add` could write over what a checkpoint needs. Never where there is no slack to speak of."""
-        return self.ring.slack > 1 and self.slack_left < 2
+    def slack_used_up(self, steps: int = 1) -> bool:
+        """Whether to save now, because the next so many `add` could write over what a checkpoint needs. Never where there is no slack to speak of."""
+        return self.ring.slack > 1 and self.slack_left < 2 * steps  # a row, and a final observation
 
     @property
     def resumable(self) -> bool:

@@ -45,7 +45,6 @@ class Samples:
         ValueError: a transform that does not exist or does not fit; while reading, a file that is corrupt."""
 
     horizon_needed = 'a data set has no sequences of observations; of the losses there are, curl, byol and barlow_twins need none'
-    slack_used_up = False
 
     def __init__(self, source: Source, action_spec: ActionSpec, *, seed: int, transform: Mapping[str, Any] | None = None, workers: int = 0,
                  device: torch.device | str = 'cpu') -> None:
@@ -68,6 +67,10 @@ class Samples:
     @property
     def epochs(self) -> int:
         return -(-self.position // len(self))
+
+    def slack_used_up(self, steps: int = 1) -> bool:
+        """Nothing is ever written over."""
+        return False
 
     # --- batches
 

@@ -81,6 +81,8 @@ def without_use(args: Args, agent: type[Agent], images: bool) -> Iterator[str]:
     if rollout := (args.agent.get('rollout_steps') or 0) * args.num_envs:
         if args.explore_steps:
             yield f'explore_steps={args.explore_steps} makes no difference: {agent.__name__} learns from what its policy does'
+        for name in (name for name, recipe in args.explore.items() if recipe.get('batch_size')):
+            yield f'explore.{name}.batch_size={args.explore[name].batch_size} makes no difference: {agent.__name__} teaches a bonus with its own minibatches'
         if 0 < args.train_steps < args.seed_steps + rollout and args.learn_per_steps:
             yield f'train_steps={args.train_steps} is less than one rollout, agent.rollout_steps × num_envs = {rollout}: nothing will be learned'
     if args.recipes['encoder'].get('freeze') and args.generate:

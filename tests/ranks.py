@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 import traceback
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from Blocks.Losses import standardised
 from Blocks.Normalisers import LANE_BUFFERS, ReturnNormaliser, RunningMoments
 from Datasets.Batch import Batch
 from Datasets.Specs import ActionSpec
+from Session import Session
+from Stopping import AGREE
 from tests.Agents.small import BOX, DISCRETE, IMAGE, VECTOR, batch, make_dqn, observations
 from tests.Agents.test_ppo import make as make_ppo
 from tests.Agents.test_sac import make as make_sac
@@ -108,6 +111,18 @@ def what_fails_in_the_first_ends_the_other():
         assert isinstance(error, KeyError) == Parallel.is_main()
     else:
         raise AssertionError('nothing was raised')
+
+
+def what_one_needs_to_save_both_save_at_the_same_turn():
+    """A replay whose lane has written more rows than those of the other process, as its episodes were shorter."""
+    saved = []
+    for step in range(0, 400, 4):
+        replay = SimpleNamespace(slack_used_up=lambda steps, left=120 - step // 2 - 20 * Parallel.rank: left < 2 * steps)
+        if Session.room_runs_out.fget(SimpleNamespace(step=step, args=SimpleNamespace(num_envs=4), replay=replay)):
+            saved.append((step, 120 - step // 2 - 20 * Parallel.rank))
+    told = Parallel.gather([step for step, _ in saved])
+    assert told is None or told[0] == told[1] != []
+    assert saved[0][1] >= 0 and saved[0][0] % (4 * AGREE) == 0
 
 
 def gradients_without_any_stay_without():

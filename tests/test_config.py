@@ -354,6 +354,9 @@ def test_what_makes_no_difference_is_said(graft):
     assert [line for line in said.out.splitlines() if 'makes no difference' in line] == [
         'batch_size=8 makes no difference: Random does not take it', 'ema=True makes no difference: Random does not take it',
         'hidden_dim=16 makes no difference: Random does not take it', 'image_size=64 makes no difference: the task shows vectors']
+    said = graft.main(*lines('Agent=RND', 'num_envs=2', 'agent.rollout_steps=4', 'agent.minibatches=2', 'learn_per_steps=8', 'explore.rnd.batch_size=7',
+                             'explore.rnd.warmup_steps=1', 'train_steps=8', 'evaluate_episodes=1', 'seed_steps=0', 'learn_steps_after=0'))
+    assert said.code == 0 and 'explore.rnd.batch_size=7 makes no difference: RND teaches a bonus with its own minibatches' in said.out, said.err
     shipped = {name for name in agents() if name != 'Agents.Random'}
     for agent in sorted(shipped):
         for task in ('gym/CartPole-v1', 'dmc/cheetah_run obs=state', 'atari/pong'):

@@ -114,6 +114,32 @@ def test_a_signal_to_torchrun_saves_and_the_run_goes_on(tmp_path):
     assert Checkpoint.read(path / Checkpoint.NEWEST)['step'] == stopped + 80
 
 
+def test_a_signal_to_one_process_ends_what_comes_after_the_last_step_in_both(tmp_path):
+    process, path = begun(tmp_path, 2, 8, 'learn_steps_after=1000000', 'evaluate_per_steps=0', 'save_per_steps=400')
+    time.sleep(1)
+    os.kill(children_of(process)[-1], signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    state = Checkpoint.read(path / Checkpoint.NEWEST)
+    assert 'mismatch' not in said and 'Traceback' not in said.split('torch/distributed')[0] and state['step'] == 400 and not state['complete'], said
+    assert 0 < state['learn_calls_left'] < 1000000
+
+
+def test_other_processes_and_other_lanes_at_once_are_refused(tmp_path):
+    complete(tmp_path, 2, *RND)
+    (path,) = (file.parent for file in tmp_path.rglob('config.yaml'))
+    before = {file: file.read_bytes() for file in path.rglob('*.*') if file.is_file()}
+    for lanes in (2, 8):
+        done = run(tmp_path, 1, *RND, f'num_envs={lanes}', f'learn_per_steps={20 * lanes}', 'load=true', 'train_steps=800')
+        assert done.returncode == 1 and f'num_envs={lanes}: the run has 4 lanes' in done.stderr and 'resume with num_envs=4' in done.stderr, done.stderr
+    assert before == {file: file.read_bytes() for file in path.rglob('*.*') if file.is_file()}
+
+
+def test_a_batch_that_nobody_draws_need_not_be_shared_out(tmp_path):
+    complete(tmp_path, 2, *RND, 'batch_size=7')
+    refused = run(tmp_path, 2, 'Agent=DQN', 'batch_size=7')
+    assert refused.returncode != 0 and 'batch_size=7: expected a multiple of 2' in refused.stderr
+
+
 @pytest.mark.parametrize('before, after', [(1, 2), (2, 1)])
 def test_another_number_of_processes_goes_on(before, after, tmp_path):
     complete(tmp_path, before, *RND)

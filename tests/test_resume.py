@@ -289,3 +289,30 @@ def test_new_columns_leave_the_rows_before_them_alone(tmp_path):
     assert 'critic_loss' not in before[0] and len(after) == 20
     assert all(new == old | dict.fromkeys(new.keys() - old.keys(), '') for old, new in zip(before, after[:10], strict=True))
     assert all(float(row['critic_loss']) >= 0 and float(row['step']) > 200 for row in after[10:])
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path):
+    """Of a run that has ended, whose replay is gone."""
+    run = values(tmp_path, 'gym/CartPole-v1', 'num_envs=2', 'replay.save=false', 'evaluate_per_steps=0')
+    Run.run(run)
+    path = folder(run)
+    before = {file.relative_to(path): file.read_bytes() for file in path.rglob('*') if file.is_file()}
+    again = values(tmp_path, 'gym/CartPole-v1', 'num_envs=4', 'replay.save=false', 'evaluate_per_steps=0', 'train_steps=480', 'load=true')
+    with pytest.raises(ValueError, match='resume with the task and num_envs of the run'):
+        Run.run(again)
+    assert before == {file.relative_to(path): file.read_bytes() for file in path.rglob('*') if file.is_file()}
+    Run.run(again | {'num_envs': 2})
+    assert Checkpoint.read(path / Checkpoint.NEWEST)['step'] == 480
+
+
+def test_inside_a_rollout_its_length_stays(tmp_path):
+    rollouts = ('Agent=PPO', 'num_envs=2', 'seed_steps=0', 'agent.minibatches=2', 'evaluate_per_steps=0')
+
+    def run(steps, *overrides):
+        return values(tmp_path, 'gym/CartPole-v1', *rollouts, f'agent.rollout_steps={steps}', f'learn_per_steps={2 * steps}', *overrides)
+    killed = start(run(20), Shot(9, 'Session.learn', 150))
+    assert killed.code == -signal.SIGKILL
+    with pytest.raises(ValueError, match='agent.rollout_steps=10: the run is inside a rollout of 20 steps a lane; resume with agent.rollout_steps=20'):
+        Run.run(run(10, 'load=true'))
+    Run.run(run(20, 'load=true'))
+    assert Checkpoint.read(folder(run(20)) / Checkpoint.NEWEST)['step'] == 400

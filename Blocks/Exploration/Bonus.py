@@ -137,9 +137,14 @@ class Bonus(Block):
 
     # --- what agents call
 
-    def start(self, *, lr: float, batch_size: int, grad_clip: float | None = None, **numbers: Any) -> Bonus:
-        """Makes the optimiser. The agent's numbers hold where the bonus has none of its own; see Block.equip for the others."""
-        self.batch_size, self.grad_clip = Parallel.share(self.batch_size or batch_size, f'explore.{self.name}.batch_size'), grad_clip
+    def start(self, *, lr: float, batch_size: int, draws: bool = True, grad_clip: float | None = None, **numbers: Any) -> Bonus:
+        """Makes the optimiser. The agent's numbers hold where the bonus has none of its own; see Block.equip for the others.
+
+        Args:
+            draws: batches of its own; else it learns from minibatches of the agent's."""
+        if draws:
+            self.batch_size = Parallel.share(self.batch_size or batch_size, f'explore.{self.name}.batch_size')
+        self.grad_clip = grad_clip
         require(type(self).bonus is not Bonus.bonus, f'explore.{self.name}', type(self).__name__, 'a subclass of Bonus that defines bonus(seen)')
         return self.equip({}, 'explore', lr=self.lr if self.lr is not None else lr, **numbers)
 

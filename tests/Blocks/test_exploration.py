@@ -242,7 +242,8 @@ def test_everything_learns_from_a_rollout(obs, action, options):
 
 def test_the_loss_on_a_fixed_batch_is_the_sum_of_its_terms():
     """Policy, half the square of each value's error, entropy; and the predictor's own."""
-    agent = ppo(value_coef=1.0, entropy_coef=0.001, value_clip=None, normalise_advantage=False)
+    preset = compose_args(['task=atari/montezuma_revenge', 'Agent=RND'])['agent']
+    agent = ppo(**{key: preset[key] for key in ('value_coef', 'entropy_coef', 'value_clip', 'normalise_advantage')})
     obs = observations(12)
     action, old = torch.arange(12) % 4, torch.full((12,), -1.3)
     value, target, advantage = torch.zeros(12, 2), torch.randn(12, 2), torch.randn(12)

@@ -182,7 +182,7 @@ def test_a_reader_is_not_misled_by_a_writer_at_work(tmp_path):
         for _ in range(7):
             world.step(replay)
             build(world.obs_spec, world.action_spec, path=tmp_path, mode='read')
-        if replay.slack_used_up or turn % 5 == 0:
+        if replay.slack_used_up() or turn % 5 == 0:
             states.append(replay.state_dict())
             build(world.obs_spec, world.action_spec, path=tmp_path, mode='read')
     assert len(states) > 10 and replay.cursor[0] > 5 * replay.ring.length

@@ -76,10 +76,10 @@ def test_resume_is_exact_although_rows_were_written_after_the_checkpoint(store, 
 def test_more_rows_than_the_slack_are_refused_at_resume(tmp_path):
     world, replay = pair(60, capacity=20, slack=4, store='map', path=tmp_path, length=1e9)
     state = replay.state_dict()
-    assert replay.slack_left == 4 and not replay.slack_used_up
+    assert replay.slack_left == 4 and not replay.slack_used_up(2) and replay.slack_used_up(3)
     for _ in range(3):
         world.step(replay)
-    assert replay.slack_left == 1 and replay.slack_used_up
+    assert replay.slack_left == 1 and replay.slack_used_up()
     world.step(replay)
     build(world.obs_spec, world.action_spec, capacity=20, slack=4, store='map', path=tmp_path).load_state_dict(state)
     replay = build(world.obs_spec, world.action_spec, capacity=20, slack=4, store='map', path=tmp_path)
