@@ -4,6 +4,7 @@ A checkpoint holds what all processes of a run share, and a list of what each ha
 """
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from Agents.Build import described
 from Benchmarking.Folder import Folder
 from Benchmarking.Logger import Logger
 from Benchmarking.Recorder import Recorder
+from Blocks.Normalisers import LANE_BUFFERS
 from Datasets.Replay import Replay
 from Datasets.RunReplay import RunReplay, anew
 from Environment import Environment, dealt
@@ -211,14 +213,15 @@ class Saving:
     def reload_weights(self) -> None:
         """Takes the newest weights of an offline learner (or of load_path), if there are newer ones."""
         file = Checkpoint.weights_file(Path(self.args.load_path)) if self.args.load_path else self.learner_path / Checkpoint.NEWEST
-        try:
+        written: int | None = None
+        with contextlib.suppress(FileNotFoundError):  # the learner has not begun
             written = file.stat().st_mtime_ns
-        except FileNotFoundError:  # the learner has not begun
-            return
-        if written != self.weights_read:
+        written = Parallel.everywhere(written)
+        if written is not None and written != self.weights_read:
             self.weights_read = written
             try:
                 self.load_weights(file)
                 self.logger.record('train', {'weights_loaded': 1})
             except Checkpoint.BadCheckpoint as error:
                 self.logger.say(f'{error}; going on with the weights there are')
+            Parallel.broadcast(self.agent, without=LANE_BUFFERS)  # the learner may have written again in between
