@@ -28,7 +28,8 @@ def make_agent(args: Args, obs_spec: ObsSpec, action_spec: ActionSpec, device: t
     common = {key: value for key, value in args.items() if not isinstance(value, dict)} | {'device': device}
     common['seed'] = derive_seed(args.seed, 'agent', *([Parallel.rank] if Parallel.rank else []))
     common['num_envs'] = lanes = len(Parallel.lanes(args.num_envs))
-    if 'batch_size' in accepted(locate(args.agent['_target_'], 'agent'))[0]:
+    names, anything = accepted(locate(args.agent['_target_'], 'agent'))
+    if 'batch_size' in names or anything:
         common['batch_size'] = Parallel.share(args.batch_size, 'batch_size')
     if args.generate:
         if not obs_spec.is_image:
