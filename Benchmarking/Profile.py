@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from Session import Session
 
 PARTS = ('act', 'env', 'replay', 'learn', 'other')
-UPDATES, FEWEST = 100, 3  # profiled by default: optimiser steps, as an agent's `learn` has several; but so many calls of it at least
+UPDATES = 100  # profiled by default: optimiser steps, as an agent's `learn` has several. Torch keeps 4 kB of every operation, of which a rollout of PPO can have a million
 WARM_UP = 10  # updates at most: optimisers make their state, memory is taken, code is compiled
 DEAREST = 10  # functions that are told
 
@@ -88,7 +88,7 @@ class Profile:
     def __init__(self, session: Session) -> None:
         args, agent, device = session.args, session.agent, session.device
         self.session, self.name = session, str(args.profile)
-        self.updates = args.profile_updates or max(FEWEST, UPDATES // agent.steps_per_learn)
+        self.updates = args.profile_updates or max(1, UPDATES // agent.steps_per_learn)
         self.warm_up = min(WARM_UP, max(1, self.updates // 10))
         self.profiler = profiler(self.name, session)
         self.watch = Stopwatch((lambda: torch.cuda.synchronize(device)) if device.type == 'cuda' else lambda: None, self.profiler.within)

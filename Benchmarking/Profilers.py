@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from Benchmarking.OwnTimes import Operation, own_times
 from Benchmarking.Scalene import STEM_FILE
 
 if TYPE_CHECKING:
     from Session import Session
+
+ROWS = 50  # operations in the text of torch's profile
 
 
 def profiler(name: str, session: Session) -> Profiler:
@@ -103,13 +106,21 @@ class TorchProfiler(Profiler):
             with plain.open('rb') as source, gzip.open(file, 'wb', compresslevel=5) as target:
                 shutil.copyfileobj(source, target, 1 << 20)
         self.advice = f'{file}: open it in ui.perfetto.dev; or pip install torch-tb-profiler, then tensorboard --logdir {stem.parent}'
-        # 1e-6: µs. What a CPU waits for is a kernel's time on an accelerator
-        own = 'self_device_time_total' if self.device.type == 'cuda' else 'self_cpu_time_total'
-        self.averages: Any = self.profile.key_averages()
-        return [Dear(one.key, getattr(one, own) * 1e-6, one.count) for one in self.averages if not one.key.startswith('graft: ')]
+        self.operations = own_times(self.profile.profiler.kineto_results.events())
+        return [Dear(name, self.cost(one) * 1e-9, one.calls) for name, one in self.operations.items() if not name.startswith('graft: ')]
+
+    def cost(self, one: Operation) -> int:
+        """ns. What a CPU waits for is a kernel's time on an accelerator."""
+        return one.device if self.device.type == 'cuda' else one.own
 
     def text(self) -> str:
-        return self.averages.table(sort_by=f'self_{"device" if self.device.type == "cuda" else "cpu"}_time_total', row_limit=50)
+        rows = sorted(self.operations.items(), key=lambda item: -self.cost(item[1]))[:ROWS]
+        on_device = ('device ms',) if self.device.type == 'cuda' else ()
+        lines = ['  '.join(f'{title:>12}' for title in ('own ms', 'with calls', *on_device, 'calls')) + '  operation']
+        for name, one in rows:
+            spent = (one.own, one.whole, *((one.device,) if on_device else ()))
+            lines.append('  '.join([*(f'{1e-6 * ns:12.3f}' for ns in spent), f'{one.calls:12}']) + f'  {name}')
+        return '\n'.join(lines) + '\n'
 
 
 class LineProfiler(Profiler):

@@ -85,9 +85,9 @@ def unbound(overrides: list[str]) -> list[str]:
     return [f'++{one}' if one.startswith(('agent.', 'environment.', 'aux.', 'explore.')) else one for one in overrides]
 
 
-def losses_of(overrides: Sequence[str]) -> list[str]:
-    """The names of the auxiliary losses that `aux=…` chooses, by all values of a sweep, as often as it names them."""
-    chosen = [one.partition('=')[2] for one in overrides if key_of(one) == 'aux']
+def losses_of(overrides: Sequence[str], plug: str = 'aux') -> list[str]:
+    """The names of the auxiliary losses that `aux=…` chooses (or of bonuses, by `explore=…`), by all values of a sweep, as often as it names them."""
+    chosen = [one.partition('=')[2] for one in overrides if key_of(one) == plug]
     return [name.rpartition('.')[2] for value in chosen for name in re.findall(r'[\w.]+', value)]
 
 
@@ -98,8 +98,10 @@ def plain_args(config: Any, hydra: Any, swept_losses: Collection[str] = ()) -> d
         hydra: its own part of the config, which knows what was chosen.
         swept_losses: those of the other runs of a sweep: their numbers may stand on the command line without having been chosen here."""
     choices, losses = hydra.runtime.choices, losses_of(hydra.overrides.task)
-    if twice := {name for name in losses if losses.count(name) > 1}:
-        raise ConfigError(f'aux={",".join(losses)}: {min(twice)} twice; losses are told apart by the names of their classes')
+    for plug in PLUGS:
+        chosen = losses_of(hydra.overrides.task, plug)
+        if twice := {name for name in chosen if chosen.count(name) > 1}:
+            raise ConfigError(f'{plug}={",".join(chosen)}: {min(twice)} twice; they are told apart by the names of their classes')
     OmegaConf.set_struct(config, False)
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     values.pop('hydra', None)

@@ -54,6 +54,7 @@ REFUSED = {
     'aux=[curl,byool]': ('aux=byool: no such aux', 'byol'),
     'aux=curl aux.curl.wight=2': ('aux.curl.wight', 'aux.curl.weight'),
     'aux=[curl,curl]': ('aux=curl,curl: curl twice',),
+    'explore=[rnd,rnd]': ('explore=rnd,rnd: rnd twice',),
     'aux=[tests.test_bad_input.Deaf,tests.scripted.Deaf]': ('Deaf twice',),
     'aux=curl ++aux.byol.weight=1': ('aux.byol: no loss of that name was chosen; write aux=byol',),
     'aux=tests.test_bad_input.Deaf': ('aux.Deaf: Deaf does not take name, seed, weight; its constructor must take **settings',),
