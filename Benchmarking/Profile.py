@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from Session import Session
 
 PARTS = ('act', 'env', 'replay', 'learn', 'other')
-UPDATES = 100  # profiled by default: optimiser steps, as an agent's `learn` has several. Torch keeps 4 kB of every operation, of which a rollout of PPO can have a million
+# profiled by default: optimiser steps, of which a call of an agent's `learn` can have hundreds. Torch keeps 4 kB of every operation: a gigabyte in 250,000
+UPDATES = 100
 WARM_UP = 10  # updates at most: optimisers make their state, memory is taken, code is compiled
 DEAREST = 10  # functions that are told
 

@@ -106,7 +106,8 @@ class TorchProfiler(Profiler):
             with plain.open('rb') as source, gzip.open(file, 'wb', compresslevel=5) as target:
                 shutil.copyfileobj(source, target, 1 << 20)
         self.advice = f'{file}: open it in ui.perfetto.dev; or pip install torch-tb-profiler, then tensorboard --logdir {stem.parent}'
-        self.operations = own_times(self.profile.profiler.kineto_results.events())
+        recorded: Any = self.profile.profiler
+        self.operations = own_times(recorded.kineto_results.events())
         return [Dear(name, self.cost(one) * 1e-9, one.calls) for name, one in self.operations.items() if not name.startswith('graft: ')]
 
     def cost(self, one: Operation) -> int:
