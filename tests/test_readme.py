@@ -72,7 +72,9 @@ def tiny(command):
     if 'RND' in given.get('Agent', ''):  # its eyes are of one width
         short.pop('+recipes.encoder.eyes.width', None)
     if 'PPO' in given.get('Agent', '') or 'RND' in given.get('Agent', ''):
-        short |= {'agent.rollout_steps': 2, 'agent.minibatches': 2}
+        minibatches = int(given.get('agent.minibatches', 2))
+        short |= {'agent.rollout_steps': minibatches, 'agent.minibatches': minibatches}  # of two lanes: two transitions a minibatch
+        small |= {'learn_per_steps': 2 * minibatches} if 'learn_per_steps' in small else {}
         small['learn_steps_after'] = 0
     if 'RND' in given.get('Agent', '') and given.get('explore') != 'none' or given.get('explore') == 'rnd':
         short |= {'explore.rnd.warmup_steps': 8}
